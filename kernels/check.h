@@ -1,4 +1,5 @@
-// CHECK and friends: for our own invariants only. Input from a peer, a file or a user yields a Status instead.
+// CHECK and friends: for our own invariants only. Input from a peer, a file or
+// a user yields a Status instead.
 #ifndef SWITCHYARD_KERNELS_CHECK_H_
 #define SWITCHYARD_KERNELS_CHECK_H_
 

@@ -7,10 +7,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-#define SY_RETURN_IF_ERROR(expr)                         \
-  do {                                                   \
-    if (absl::Status sy_status = (expr); !sy_status.ok()) \
-      return sy_status;                                  \
+#define SY_RETURN_IF_ERROR(expr)                                            \
+  do {                                                                      \
+    if (absl::Status sy_status = (expr); !sy_status.ok()) return sy_status; \
   } while (false)
 
 #define SY_CONCAT_INNER(a, b) a##b

@@ -1,0 +1,41 @@
+// What is read off the logits without sampling: joining the ranks' shards, and
+// log-probabilities.
+#ifndef SWITCHYARD_KERNELS_LOGITS_H_
+#define SWITCHYARD_KERNELS_LOGITS_H_
+
+#include "absl/status/status.h"
+#include "kernels/op_context.h"
+#include "kernels/tensor.h"
+
+namespace switchyard {
+
+struct JoinShardsArgs {
+  const float* shards =
+      nullptr;  // [world_size, rows, shard_cols] as all-gathered
+  int32_t world_size = 0;
+  int64_t shard_cols = 0;
+  MatrixView out;  // [rows, cols] fp32, cols <= world_size * shard_cols:
+                   // padding at the end is dropped
+};
+
+// out[r][s * shard_cols + c] = shards[s][r][c].
+absl::Status JoinShards(const OpContext& context, const JoinShardsArgs& args);
+
+struct LogprobsArgs {
+  MatrixView logits;                 // [rows, vocab] fp32, untouched
+  const int32_t* targets = nullptr;  // [rows] token ids
+  int32_t num_top = 0;               // 0..kMaxTopLogprobs best tokens per row
+  float* target_logprobs = nullptr;  // [rows]
+  int32_t* top_ids =
+      nullptr;  // [rows, num_top], best first; equal logits: the lower id first
+  float* top_logprobs = nullptr;  // [rows, num_top]
+};
+
+constexpr int32_t kMaxTopLogprobs = 20;
+
+// log softmax(logits) at the targets, and the num_top largest.
+absl::Status Logprobs(const OpContext& context, const LogprobsArgs& args);
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_KERNELS_LOGITS_H_

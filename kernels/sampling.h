@@ -1,0 +1,62 @@
+// Sampling of the next token, on the device. Every rank holds the same logits
+// and draws the same token.
+#ifndef SWITCHYARD_KERNELS_SAMPLING_H_
+#define SWITCHYARD_KERNELS_SAMPLING_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "kernels/op_context.h"
+#include "kernels/tensor.h"
+
+namespace switchyard {
+
+// One row's parameters; plain data, copied to the device as it is.
+struct SamplingRow {
+  float temperature = 1;  // 0: greedy
+  float top_p = 1;        // (0, 1]
+  float min_p = 0;        // [0, 1]
+  int32_t top_k = 0;      // 0: off
+  float frequency_penalty = 0;
+  float presence_penalty = 0;
+  float repetition_penalty = 1;
+  int32_t counts_row = -1;  // row of `counts`, -1: no penalties
+  uint64_t seed = 0;
+  uint32_t draw =
+      0;  // tokens generated before this one: the counter of the random stream
+  int32_t bias_begin = 0;  // range of the row in bias_ids / bias_values
+  int32_t bias_end = 0;
+};
+
+// counts[r][t]: bit 15: t appears in the prompt; bits 0-14: times generated
+// (saturating).
+constexpr uint16_t kCountsPromptBit = 0x8000;
+
+struct SamplingArgs {
+  MatrixView logits;                  // [rows, vocab] fp32; left changed
+  const SamplingRow* rows = nullptr;  // [rows] on the device
+  const SamplingRow* host_rows =
+      nullptr;  // the same on the host (to choose kernels); null inside a
+                // captured graph
+  const int32_t* bias_ids = nullptr;  // token ids whose logits get a bias added
+  const float* bias_values = nullptr;  // -infinity forbids a token (min_tokens)
+  uint16_t* counts =
+      nullptr;  // [num_counts_rows, vocab]; the drawn token is counted
+  int32_t* token_ids = nullptr;  // [rows] out
+};
+
+// Per row: l += bias; repetition penalty r on tokens of prompt or output (l > 0
+// ? l / r : l * r); l -= frequency * count
+// + presence * (count > 0) (generated tokens only). Greedy: the largest l.
+// Otherwise l /= temperature, then keep the top_k largest, then the smallest
+// set of largest ones whose probability reaches top_p, then those with p >=
+// min_p * max p (p after top_k and top_p renormalised only in ratio), and draw
+// by Gumbel-max: argmax of l_t + G(seed, draw, t) over the kept t, where G =
+// -log(-log u) and u comes from Philox4x32-10 (Salmon et al. 2011) keyed by
+// seed, with counter (draw, t). Ties go to the lower id. So a draw depends on
+// nothing but its row, and no sort is needed to make it.
+absl::Status Sample(const OpContext& context, const SamplingArgs& args);
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_KERNELS_SAMPLING_H_
