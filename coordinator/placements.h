@@ -1,0 +1,93 @@
+// The placements the server offers by name: the default, the presets, and the
+// epoch that numbers their changes.
+//
+// A value without I/O of its own; the engine's thread owns it and changes it at
+// step boundaries. Every change makes the epoch one larger, the first epoch is
+// 1. A sequence carries the placement it was resolved to, so no change here
+// touches a sequence in flight.
+//
+// Every mixer name that all layers offer is a preset from the start, named
+// all-NAME ("all-gdn"), unless the presets file defines that name itself.
+#ifndef SWITCHYARD_COORDINATOR_PLACEMENTS_H_
+#define SWITCHYARD_COORDINATOR_PLACEMENTS_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "model/config.h"
+#include "model/placement.h"
+#include "switchyard/v1/generation.pb.h"
+
+namespace switchyard {
+
+using Presets = std::map<std::string, Placement>;
+
+// Reads a presets file:
+//   {"presets": {"quality": ["attention", "gdn", ...],   one name per layer
+//                "fast": "gdn"}}                         this one in every
+//                layer
+// NotFound or InvalidArgument (not this format, a name twice, an empty name)
+// and FailedPrecondition (does not fit the model) name the file and the preset.
+absl::StatusOr<Presets> LoadPresets(const std::string& path,
+                                    const ModelConfig& config);
+// The same from the file's text; `file_name` stands for it in messages.
+absl::StatusOr<Presets> ParsePresets(absl::string_view json,
+                                     absl::string_view file_name,
+                                     const ModelConfig& config);
+
+// all-NAME for every mixer name that all layers offer.
+Presets UniformPresets(const ModelConfig& config);
+
+class PlacementTable {
+ public:
+  struct Resolved {
+    Placement placement;
+    std::string preset;  // the name it came by; empty: listed mixer by mixer
+  };
+
+  // `presets` join, and win over, the uniform ones. `default_text` is the
+  // default in ResolveText's notation; empty: the model's main placement.
+  // Errors as ResolveText. `config` is borrowed and must outlive the table.
+  static absl::StatusOr<PlacementTable> Create(const ModelConfig* config,
+                                               Presets presets,
+                                               absl::string_view default_text);
+
+  // A request's placement. NotFound: no such preset. FailedPrecondition: the
+  // list does not fit the model. InvalidArgument: neither preset nor list.
+  absl::StatusOr<Resolved> Resolve(const v1::Placement& placement) const;
+  // The command line's notation: a preset's name, or mixer names separated by
+  // commas, one per layer. Errors as Resolve.
+  absl::StatusOr<Resolved> ResolveText(absl::string_view text) const;
+
+  // The new epoch, each.
+  uint64_t SetDefault(Resolved placement);
+  // Adds or replaces. InvalidArgument: an empty name, or one with a comma.
+  absl::StatusOr<uint64_t> Define(absl::string_view name, Placement placement);
+  // NotFound if there is none. The default stays what it is, even if it came
+  // from this preset; it then has no name any more.
+  absl::StatusOr<uint64_t> Delete(absl::string_view name);
+
+  uint64_t epoch() const { return epoch_; }
+  const Placement& default_placement() const { return default_.placement; }
+  // The preset the default was set from, as long as that means the same.
+  const std::string& default_preset() const { return default_.preset; }
+  const Presets& presets() const { return presets_; }
+
+  v1::MixerList ToProto(const Placement& placement) const;
+
+ private:
+  PlacementTable(const ModelConfig* config, Presets presets);
+
+  const ModelConfig* config_;
+  Presets presets_;
+  Resolved default_;
+  uint64_t epoch_ = 1;
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_COORDINATOR_PLACEMENTS_H_
