@@ -23,6 +23,7 @@ namespace switchyard {
 enum class MixerType { kAttention, kGdn, kKda, kMamba };
 enum class Activation { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid };
 
+// kGelu is exact (erf), kRelu2 is relu(x)^2. An MLP has any but kSigmoid.
 // The word used in config files, protos and messages, e.g. "gdn", "silu".
 const char* MixerTypeName(MixerType type);
 const char* ActivationName(Activation activation);
@@ -91,9 +92,8 @@ struct MlpConfig {
   int32_t intermediate_size = 0;
   bool gated = false;
   Activation activation = Activation::kSilu;  // of the gate, or of up_proj
-  bool gate_bias = false;                     // gated only
-  bool up_bias = false;
-  bool down_bias = false;
+  bool up_bias = false;                       // not gated only
+  bool down_bias = false;                     // not gated only
 };
 
 struct LayerConfig {

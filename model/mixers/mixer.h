@@ -1,0 +1,68 @@
+// Mixer: one token mixer of one layer, this rank's share of it.
+//
+// Owns its weights on the device; immutable after loading. One thread runs it.
+// Its heads are this rank's; the output is a partial sum, which the caller adds
+// up over the ranks.
+#ifndef SWITCHYARD_MODEL_MIXERS_MIXER_H_
+#define SWITCHYARD_MODEL_MIXERS_MIXER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/op_context.h"
+#include "kernels/tensor.h"
+#include "kernels/varlen.h"
+#include "model/cache_spec.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace switchyard {
+
+// The sequences to run, their new rows and their cache in this layer.
+struct MixerInput {
+  VarlenBatch batch;
+  MatrixView x;  // [num_tokens, hidden] activation type
+  std::byte* arena = nullptr;
+  const uint32_t* cache_ids = nullptr;  // [num_seqs, cache_stride], see MixerRun
+  int32_t cache_stride = 0;
+};
+
+class Mixer {
+ public:
+  virtual ~Mixer() = default;
+
+  // out [num_tokens, hidden] = this rank's part of the mixer's output for each
+  // new row; the sequences' cache advances by their new rows. Scratch comes
+  // from the workspace and is given back.
+  virtual absl::Status Forward(const OpContext& context,
+                               const MixerInput& input,
+                               const MatrixView& out) const = 0;
+
+  // Workspace that Forward takes for this many rows, scratch of ops apart.
+  virtual int64_t ScratchBytes(int64_t num_tokens) const = 0;
+};
+
+// What every mixer is loaded with.
+struct MixerContext {
+  int32_t world_size = 1;
+  int32_t block_size = 0;
+  DType activation = DType::kF32;
+  DType kv_dtype = DType::kF32;
+  const RopeTables* rope_tables = nullptr;  // outlives the mixer
+};
+
+// Loads the mixer whose tensors begin with `prefix` ("model.decoder.blocks.0.
+// mixer."). `cache` is its entry of the cache spec. Errors as WeightReader's.
+absl::StatusOr<std::unique_ptr<Mixer>> LoadMixer(const MixerConfig& config,
+                                                 const MixerCacheSpec& cache,
+                                                 const MixerContext& context,
+                                                 const std::string& prefix,
+                                                 WeightReader& reader);
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_MODEL_MIXERS_MIXER_H_

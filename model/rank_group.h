@@ -1,0 +1,29 @@
+// RankGroup: how the ranks' parts of a matrix become whole, as the model sees
+// it. The worker implements it over its collective; a group of one does
+// nothing. Errors are the collective's and end the group.
+#ifndef SWITCHYARD_MODEL_RANK_GROUP_H_
+#define SWITCHYARD_MODEL_RANK_GROUP_H_
+
+#include "absl/status/status.h"
+#include "kernels/tensor.h"
+
+namespace switchyard {
+
+class RankGroup {
+ public:
+  virtual ~RankGroup() = default;
+
+  virtual int32_t rank() const = 0;
+  virtual int32_t world_size() const = 0;
+
+  // x <- the sum over ranks of x. Contiguous, fp32 or bf16, on the device.
+  virtual absl::Status AllReduceSum(const MatrixView& x) = 0;
+
+  // all [world_size, rows, cols] <- every rank's `shard` [rows, cols], a
+  // contiguous fp32 matrix on the device.
+  virtual absl::Status AllGather(const MatrixView& shard, float* all) = 0;
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_MODEL_RANK_GROUP_H_
