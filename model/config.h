@@ -142,8 +142,9 @@ uint64_t Fingerprint(const ModelConfig& config);
 
 // Whether the model splits over `world_size` ranks. InvalidArgument names the
 // layer, mixer and field whose value the world size does not divide. The
-// vocabulary may split unevenly, and KV heads may be fewer than ranks when
-// their number divides the world size (they are then replicated).
+// vocabulary may split unevenly, and attention's KV heads and gdn's key heads
+// may be fewer than ranks when their number divides the world size: each rank
+// then keeps a copy of the one head that its query or value heads use.
 absl::Status ValidateTensorParallel(const ModelConfig& config,
                                     int32_t world_size);
 
