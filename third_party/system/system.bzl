@@ -50,6 +50,7 @@ _LINK_FLAGS = {
 _TOOLS = {
     "protoc": "protobuf-compiler",
     "grpc_cpp_plugin": "protobuf-compiler-grpc",
+    "grpc_python_plugin": "protobuf-compiler-grpc",
 }
 
 def _impl(ctx):

@@ -1,0 +1,156 @@
+"""Starts `switchyard serve` as a user would, and speaks to it with grpcio."""
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import threading
+import time
+
+import grpc
+from switchyard.v1 import admin_pb2 as admin
+from switchyard.v1 import admin_pb2_grpc
+from switchyard.v1 import generation_pb2 as generation
+from switchyard.v1 import generation_pb2_grpc
+
+BINARY = "cli/switchyard"
+TESTDATA = "tests/testdata"
+TINY = f"{TESTDATA}/apriel2-tiny"
+LAYERS = 6  # of apriel2-tiny
+MIXERS = ["attention", "sliding_window", "gdn", "kda"]
+
+
+class Server:
+    """A running `switchyard serve`; use as a context manager. Ends only what it started."""
+
+    def __init__(self, *flags, model=TINY, world_size=1, ready_seconds=120):
+        self.command = [BINARY, "serve", "--model", model, "--tensor-parallel-size", str(world_size),
+                        "--device", "cpu", "--threads", "1", "--port", "0", "--admin-port", "0", *flags]
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.stderr_lines = []
+        self._lines = queue.Queue()
+        self._readers = [threading.Thread(target=self._read_stdout, daemon=True),
+                         threading.Thread(target=self._read_stderr, daemon=True)]
+        for reader in self._readers:
+            reader.start()
+        self.target = self._address("serving on", ready_seconds)
+        self.admin_target = self._address("admin on", ready_seconds)
+        self._channel = grpc.insecure_channel(self.target)
+        self._admin_channel = grpc.insecure_channel(self.admin_target)
+        self.generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
+        self.admin = admin_pb2_grpc.AdminServiceStub(self._admin_channel)
+
+    def _read_stdout(self):
+        for line in self.process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def _read_stderr(self):
+        for line in self.process.stderr:
+            self.stderr_lines.append(line.rstrip("\n"))
+
+    def _address(self, label, seconds):
+        deadline = time.monotonic() + seconds
+        while True:
+            line = self._lines.get(timeout=max(0.1, deadline - time.monotonic()))
+            if line is None:
+                self.process.wait()
+                raise RuntimeError(f"the server ended before it was ready (exit {self.process.returncode}):\n" +
+                                   "\n".join(self.stderr_lines[-20:]))
+            match = re.search(rf"{label} (\S+:\d+)", line)
+            if match:
+                return match.group(1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        self.stop()
+
+    def stop(self, seconds=60):
+        """Ends the server politely and returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        for reader in self._readers:
+            reader.join(10)
+        self._channel.close()
+        self._admin_channel.close()
+        return self.process.returncode
+
+    def worker_pids(self):
+        """Process ids of the server's children, in rank order (they start in that order)."""
+        task = f"/proc/{self.process.pid}/task"
+        pids = set()
+        for thread in os.listdir(task):
+            with open(f"{task}/{thread}/children", encoding="ascii") as children:
+                pids.update(int(pid) for pid in children.read().split())
+        return sorted(pids)
+
+    def load(self):
+        return self.admin.GetServerInfo(admin.GetServerInfoRequest()).load
+
+    def wait_until_idle(self, seconds=20):
+        """Waits until nothing runs, and returns the load then."""
+        deadline = time.monotonic() + seconds
+        while True:
+            load = self.load()
+            if load.running_sequences == 0 and load.waiting_sequences == 0:
+                return load
+            if time.monotonic() > deadline:
+                raise AssertionError(f"still busy after {seconds} s: {load}")
+            time.sleep(0.02)
+
+    def complete(self, prompt, timeout=120, **fields):
+        """Generates to the end and returns a Completion."""
+        completion = Completion()
+        for event in self.generation.Generate(request(prompt, **fields), timeout=timeout):
+            completion.add(event)
+        return completion
+
+
+class Completion:
+    """What a stream has said so far."""
+
+    def __init__(self):
+        self.ids, self.text, self.logprobs, self.complete, self.num_chunks = [], "", [], None, 0
+
+    def add(self, event):
+        if event.HasField("chunk"):
+            assert self.complete is None, "a chunk after the end"
+            self.ids += event.chunk.token_ids
+            self.text += event.chunk.text
+            self.logprobs += event.chunk.logprobs
+            self.num_chunks += 1
+        else:
+            assert self.complete is None, "two ends"
+            self.complete = event.complete
+
+
+def request(prompt, placement=None, request_id="", stop=(), stop_token_ids=(), logit_bias=None, **sampling):
+    """A GenerateRequest. prompt: text or token ids; placement: preset name or mixer names; greedy unless told."""
+    message = generation.GenerateRequest(request_id=request_id)
+    if isinstance(prompt, str):
+        message.text = prompt
+    else:
+        message.token_ids.ids.extend(prompt)
+        message.token_ids.SetInParent()
+    if isinstance(placement, str):
+        message.placement.preset = placement
+    elif placement is not None:
+        message.placement.mixers.names.extend(placement)
+        message.placement.mixers.SetInParent()
+    sampling.setdefault("temperature", 0)
+    for name, value in sampling.items():
+        setattr(message.sampling, name, value)
+    message.sampling.stop.extend(stop)
+    message.sampling.stop_token_ids.extend(stop_token_ids)
+    for token, bias in (logit_bias or {}).items():
+        message.sampling.logit_bias[token] = bias
+    return message
