@@ -50,6 +50,9 @@ class CacheLedger {
   // Takes back all that `sequence_id` holds, if it holds anything.
   void Release(uint64_t sequence_id);
 
+  // Positions `sequence_id` has room for; 0 if it holds nothing.
+  int64_t NumTokensOf(uint64_t sequence_id) const;
+
   // Bytes of a sequence with `num_tokens` cached positions.
   int64_t BytesFor(const Placement& placement, int64_t num_tokens) const {
     return spec_.SequenceBytes(placement, num_tokens);

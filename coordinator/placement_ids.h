@@ -39,12 +39,14 @@ class PlacementIds {
   struct Entry {
     uint32_t id = 0;
     int64_t num_users = 0;
+    bool queued = false;  // in unused_
   };
 
   const int64_t capacity_;
   std::vector<Placement> placements_;  // by id
   absl::flat_hash_map<Placement, Entry> entries_;
-  // Ids that went out of use, the earliest first; some are in use again.
+  // Ids that went out of use, the earliest first, each once; some are in use
+  // again.
   std::deque<uint32_t> unused_;
   int64_t num_in_use_ = 0;
 };

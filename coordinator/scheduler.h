@@ -46,7 +46,7 @@ namespace switchyard {
 
 struct SchedulerOptions {
   // Both at least 1. No more sequences run at a time than there are batched
-  // tokens, so that each can advance in every step.
+  // tokens, so that whoever is oldest can advance in every step.
   int32_t max_num_seqs = 64;
   int32_t max_num_batched_tokens = 2048;
 };
@@ -139,13 +139,25 @@ class Scheduler {
   };
 
   absl::Status CheckFits(const Placement& placement, int64_t num_tokens) const;
+  // Plans the running sequences; true if every share found its cache.
+  bool ScheduleRunning(int64_t* budget, v1::StepPlan* plan, StepInFlight* step);
   std::vector<Share> ShareBudget(int64_t* budget);
-  bool ReserveRunning(std::vector<Share>* shares, v1::StepPlan* plan);
-  void Admit(int64_t budget, v1::StepPlan* plan);
+  void Admit(int64_t budget, v1::StepPlan* plan, StepInFlight* step);
+  // The sequence to admit next, waiting_.end() if nobody may join.
+  Queue::iterator NextToAdmit();
   bool HasRoomFor(const Sequence& sequence) const;
+  absl::StatusOr<std::vector<CacheLedger::NewUnit>> Reserve(const Share& share);
   void AppendStart(const Sequence& sequence, v1::StepPlan* plan);
+  void AppendStep(const Share& share,
+                  const std::vector<CacheLedger::NewUnit>& units,
+                  v1::StepPlan* plan, StepInFlight* step);
+  // The latest arrival after `sequence_id` that is not about to leave anyway;
+  // running_.end() if there is none.
+  Queue::iterator FindVictim(uint64_t sequence_id);
   // Moves a running sequence to the queue; its cache is free from here on.
   void Preempt(Queue::iterator victim);
+  // A running sequence's cache is free from here on, and the workers' memory of
+  // it ends with the next plan.
   void Forget(const Sequence& sequence);
 
   const SchedulerOptions options_;
@@ -157,6 +169,9 @@ class Scheduler {
   std::vector<uint64_t> to_forget_;  // for the next plan
   // Restarted because holes kept it from growing; it runs alone until it ends.
   std::optional<uint64_t> solo_;
+  // The queue's head found free bytes enough, but no extents large enough;
+  // until something is freed it need not ask again.
+  bool admission_blocked_ = false;
   uint64_t last_sequence_id_ = 0;
   uint64_t last_step_id_ = 0;
   int64_t num_preemptions_ = 0;

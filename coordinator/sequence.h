@@ -69,6 +69,8 @@ class Sequence {
   // FINISH_REASON_UNSPECIFIED while it lives.
   v1::FinishReason finish_reason() const { return finish_reason_; }
 
+  // The placement was resolved anew, to the same one.
+  void set_epoch(uint64_t epoch) { epoch_ = epoch; }
   // REQUIRES: kWaiting.
   void Start();
   // Plans the next `num_positions` positions; true if the last of them samples.
