@@ -33,6 +33,8 @@ class Device {
   virtual std::string name() const = 0;  // "cpu", "cuda:0 (NVIDIA H200)"
   // The cudaStream_t all work is ordered on; null on the CPU.
   virtual void* stream() const { return nullptr; }
+  // OpenMP threads of an op; 1 where ops do not run on the host.
+  virtual int num_threads() const { return 1; }
 
   // Contents are undefined. ResourceExhausted names the bytes wanted and free.
   virtual absl::StatusOr<DeviceBuffer> Allocate(int64_t bytes) = 0;
