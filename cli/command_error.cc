@@ -1,0 +1,19 @@
+#include <cstdio>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "cli/commands.h"
+#include "cli/flags.h"
+
+namespace switchyard {
+
+int Fail(const char* command, const absl::Status& status) {
+  // One line, whatever the message holds.
+  const std::string message =
+      absl::StrReplaceAll(status.message(), {{"\n", "; "}});
+  std::fprintf(stderr, "switchyard %s: %s (%s)\n", command, message.c_str(),
+               absl::StatusCodeToString(status.code()).c_str());
+  return kExitFailure;
+}
+
+}  // namespace switchyard
