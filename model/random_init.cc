@@ -1,0 +1,232 @@
+#include "model/random_init.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/check.h"
+#include "kernels/status.h"
+
+namespace switchyard {
+namespace {
+
+// What tells one named shape from another. All layers are alike: a stochastic
+// layer of attention, sliding_window, gdn and kda.
+struct Shape {
+  const char* name;
+  int32_t hidden_size;
+  int32_t num_layers;
+  int32_t num_heads;     // of attention; value heads of gdn; heads of kda
+  int32_t num_kv_heads;  // key heads of gdn too
+  int32_t head_size;     // of every mixer
+  int32_t intermediate_size;
+  int32_t window_size;
+  int32_t vocab_size;
+  int32_t max_position_embeddings;
+};
+
+constexpr Shape kShapes[] = {
+    {"apriel2-15b", 5120, 48, 32, 8, 128, 14336, 4096, 131072, 131072},
+    {"apriel2-0.5b", 1024, 24, 16, 4, 64, 4096, 1024, 32768, 32768},
+};
+
+MixerConfig Mixer(std::string name, decltype(MixerConfig::params) params) {
+  MixerConfig mixer;
+  mixer.name = std::move(name);
+  mixer.params = std::move(params);
+  return mixer;
+}
+
+ModelConfig MakeConfig(const Shape& shape) {
+  AttentionConfig attention;
+  attention.num_heads = shape.num_heads;
+  attention.num_kv_heads = shape.num_kv_heads;
+  attention.head_size = shape.head_size;
+  attention.rope_theta = 1e6;
+  AttentionConfig sliding_window = attention;
+  sliding_window.window_size = shape.window_size;
+  GdnConfig gdn;
+  gdn.num_value_heads = shape.num_heads;
+  gdn.num_key_heads = shape.num_kv_heads;
+  gdn.key_head_dim = shape.head_size;
+  gdn.value_head_dim = shape.head_size;
+  gdn.conv_kernel_size = 4;
+  KdaConfig kda;
+  kda.num_heads = shape.num_heads;
+  kda.head_dim = shape.head_size;
+
+  LayerConfig layer;
+  layer.path = "decoder.block";
+  layer.stochastic = true;
+  layer.mixers = {Mixer("attention", attention),
+                  Mixer("sliding_window", sliding_window), Mixer("gdn", gdn),
+                  Mixer("kda", kda)};
+  layer.mlp.intermediate_size = shape.intermediate_size;
+  layer.mlp.gated = true;
+
+  ModelConfig config;
+  config.model_type = "apriel2_text";
+  config.hidden_size = shape.hidden_size;
+  config.vocab_size = shape.vocab_size;
+  config.max_position_embeddings = shape.max_position_embeddings;
+  config.norm_epsilon = 1e-5;
+  config.layers.assign(shape.num_layers, layer);
+  config.eos_token_ids = {2};
+  config.notices = {absl::StrCat("The weights of ", shape.name,
+                                 " are random: its text means nothing.")};
+  return config;
+}
+
+// SplitMix64 (Steele et al. 2014), as a hash of a counter.
+uint64_t Mix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+uint64_t HashName(absl::string_view name, uint64_t seed) {
+  uint64_t hash = Mix(seed);
+  for (const char c : name) hash = Mix(hash ^ static_cast<unsigned char>(c));
+  return hash;
+}
+
+// How the elements of a tensor are drawn.
+struct Distribution {
+  enum class Kind { kConstant, kUniform, kLogUniformArgument, kDtBias, kRamp };
+  Kind kind = Kind::kConstant;
+  float value = 0;  // the constant; the uniform's half-width
+};
+
+Distribution DistributionOf(const TensorSpec& spec, int32_t num_layers) {
+  using Kind = Distribution::Kind;
+  switch (spec.role) {
+    case TensorRole::kFinalNorm:
+    case TensorRole::kInputNorm:
+    case TensorRole::kPostAttentionNorm:
+    case TensorRole::kGateNorm:
+    case TensorRole::kSkip:
+      return {Kind::kConstant, 1.0f};
+    case TensorRole::kALog:
+      // The logarithm of U(1, 16) a head; mamba: of 1, 2, ... along the state.
+      return {spec.cols() == 1 ? Kind::kLogUniformArgument : Kind::kRamp, 0};
+    case TensorRole::kDtBias:
+    case TensorRole::kDtProjBias:
+      return {Kind::kDtBias, 0};
+    case TensorRole::kQBias:
+    case TensorRole::kKBias:
+    case TensorRole::kVBias:
+    case TensorRole::kOutBias:
+    case TensorRole::kMlpUpBias:
+    case TensorRole::kMlpDownBias:
+    case TensorRole::kConvBias:
+    case TensorRole::kInBias:
+    case TensorRole::kDtInBias:
+      return {Kind::kConstant, 0.0f};
+    default:
+      break;
+  }
+  // A variance of 1 / fan-in keeps activations near 1; what is added to the
+  // residual stream is made smaller with its number of terms.
+  double variance = 1.0 / spec.cols();
+  if (spec.role == TensorRole::kEmbedding) variance = 1.0;
+  if (spec.role == TensorRole::kOutProj || spec.role == TensorRole::kMlpDown) {
+    variance /= 2.0 * num_layers;
+  }
+  return {Kind::kUniform, static_cast<float>(std::sqrt(3.0 * variance))};
+}
+
+// Element `i` (row-major in the whole tensor) of a tensor with hash `key`.
+float Element(const Distribution& distribution, uint64_t key, int64_t i,
+              int64_t cols) {
+  using Kind = Distribution::Kind;
+  if (distribution.kind == Kind::kConstant) return distribution.value;
+  if (distribution.kind == Kind::kRamp) {
+    return std::log(static_cast<float>(i % cols + 1));
+  }
+  // 24 random bits in [0, 1).
+  const float u =
+      static_cast<float>(Mix(key + static_cast<uint64_t>(i)) >> 40) * 0x1p-24f;
+  switch (distribution.kind) {
+    case Kind::kLogUniformArgument:
+      return std::log(1.0f + 15.0f * u);
+    case Kind::kDtBias: {
+      // softplus of it is log-uniform in [0.001, 0.1].
+      const float dt = std::exp(std::log(0.001f) + u * std::log(100.0f));
+      return dt + std::log(-std::expm1(-dt));
+    }
+    default:
+      return (2.0f * u - 1.0f) * distribution.value;
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> NamedShapes() {
+  std::vector<std::string> names;
+  for (const Shape& shape : kShapes) names.push_back(shape.name);
+  return names;
+}
+
+absl::StatusOr<ModelConfig> NamedShape(absl::string_view name) {
+  for (const Shape& shape : kShapes) {
+    if (name == shape.name) return MakeConfig(shape);
+  }
+  return absl::NotFoundError(absl::StrCat("no named shape \"", name,
+                                          "\"; there are ",
+                                          absl::StrJoin(NamedShapes(), ", ")));
+}
+
+RandomWeights::RandomWeights(const ModelConfig& config, uint64_t seed)
+    : seed_(seed), num_layers_(config.num_layers()) {}
+
+DType RandomWeights::StoredType(const TensorSpec& spec) const {
+  return spec.is_matrix ? DType::kBF16 : DType::kF32;
+}
+
+absl::Status RandomWeights::ReadInto(const TensorSpec& spec, int32_t rank,
+                                     int32_t world_size,
+                                     const MatrixView& out) const {
+  SY_RETURN_IF_ERROR(CheckSlice(spec, rank, world_size, out));
+  const Distribution distribution = DistributionOf(spec, num_layers_);
+  const uint64_t key = HashName(spec.name, seed_);
+  const bool by_rows = spec.shard.axis == ShardAxis::kRows;
+  const bool by_columns = spec.shard.axis == ShardAxis::kCols;
+  using Ranges = std::vector<std::pair<int64_t, int64_t>>;
+  const Ranges rows =
+      by_rows ? LocalRanges(spec, rank, world_size) : Ranges{{0, out.rows}};
+  const Ranges columns =
+      by_columns ? LocalRanges(spec, rank, world_size) : Ranges{{0, out.cols}};
+
+  const DType stored = StoredType(spec);
+  std::vector<float> values(out.cols);
+  const auto store = [&](int64_t out_row) {
+    // Through the stored type, so that every type read holds the same model.
+    if (stored == DType::kBF16 && out.dtype != DType::kBF16) {
+      for (float& value : values) value = BF16ToFloat(FloatToBF16(value));
+    }
+    ConvertElements(DType::kF32, values.data(), out.dtype,
+                    static_cast<std::byte*>(out.data) +
+                        out_row * out.row_stride * DTypeBytes(out.dtype),
+                    out.cols);
+  };
+  int64_t out_row = 0;
+  for (const auto& [row_begin, row_end] : rows) {
+    for (int64_t row = row_begin; row < row_end; ++row) {
+      int64_t n = 0;
+      for (const auto& [begin, end] : columns) {
+        for (int64_t column = begin; column < end; ++column) {
+          values[n++] = Element(distribution, key, row * spec.cols() + column,
+                                spec.cols());
+        }
+      }
+      store(out_row++);
+    }
+  }
+  std::fill(values.begin(), values.end(), 0.0f);  // padding
+  while (out_row < out.rows) store(out_row++);
+  return absl::OkStatus();
+}
+
+}  // namespace switchyard
