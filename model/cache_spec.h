@@ -23,13 +23,12 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/varlen.h"  // kCacheUnitBytes
 #include "model/config.h"
 #include "model/placement.h"
 
 namespace switchyard {
 
-// The arena's granule: a cache id is a byte offset in the arena divided by it.
-inline constexpr int64_t kCacheUnitBytes = 256;
 inline constexpr int32_t kDefaultBlockSize = 16;
 
 enum class CacheKind { kBlocks, kSlot };
