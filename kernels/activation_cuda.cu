@@ -1,0 +1,98 @@
+#include "kernels/backends.h"
+#include "kernels/cuda_common.h"
+
+namespace switchyard::internal {
+namespace {
+
+using namespace switchyard::cuda;
+
+constexpr int kThreads = 256;
+
+template <ActivationKind Kind>
+__device__ __forceinline__ float Apply(float x) {
+  if constexpr (Kind == ActivationKind::kSilu) return Silu(x);
+  if constexpr (Kind == ActivationKind::kGelu)
+    return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+  if constexpr (Kind == ActivationKind::kGeluTanh)
+    return 0.5f * x *
+           (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+  if constexpr (Kind == ActivationKind::kRelu) return fmaxf(x, 0.0f);
+  if constexpr (Kind == ActivationKind::kSquaredRelu) {
+    const float positive = fmaxf(x, 0.0f);
+    return positive * positive;
+  }
+  return x;
+}
+
+// Block (chunk, token): kThreads * Width columns of one row.
+template <typename T, typename O, ActivationKind Kind, bool Gated, int Width>
+__global__ void ActivationKernel(const T* x, int64_t x_stride, O* out,
+                                 int64_t out_stride, int64_t width) {
+  GridTrigger();
+  GridWait();
+  const int64_t column = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * Width;
+  if (column >= width) return;
+  const T* row = x + blockIdx.y * x_stride + column;
+  float gate[Width], up[Width];
+  Load<Width>(row, gate);
+  if constexpr (Gated) Load<Width>(row + width, up);
+#pragma unroll
+  for (int i = 0; i < Width; ++i) {
+    gate[i] = Apply<Kind>(gate[i]);
+    if constexpr (Gated) gate[i] *= up[i];
+  }
+  Store<Width>(out + blockIdx.y * out_stride + column, gate);
+}
+
+template <typename F>
+absl::Status DispatchKind(ActivationKind kind, F&& f) {
+  using Kind = ActivationKind;
+  switch (kind) {
+    case Kind::kIdentity:
+      return f(std::integral_constant<Kind, Kind::kIdentity>());
+    case Kind::kSilu:
+      return f(std::integral_constant<Kind, Kind::kSilu>());
+    case Kind::kGelu:
+      return f(std::integral_constant<Kind, Kind::kGelu>());
+    case Kind::kGeluTanh:
+      return f(std::integral_constant<Kind, Kind::kGeluTanh>());
+    case Kind::kRelu:
+      return f(std::integral_constant<Kind, Kind::kRelu>());
+    case Kind::kSquaredRelu:
+      return f(std::integral_constant<Kind, Kind::kSquaredRelu>());
+  }
+  return absl::UnimplementedError("Activation: unknown kind");
+}
+
+}  // namespace
+
+absl::Status ActivationCuda(const OpContext& context,
+                            const ActivationArgs& args) {
+  return DispatchActivation(args.x.dtype, "Activation", [&](auto in_tag) {
+    return DispatchActivation(args.out.dtype, "Activation", [&](auto out_tag) {
+      return DispatchKind(args.kind, [&](auto kind) {
+        using T = typename decltype(in_tag)::type;
+        using O = typename decltype(out_tag)::type;
+        constexpr int kWide = 16 / sizeof(T);
+        const int64_t width = args.out.cols;
+        const bool aligned = width % kWide == 0 && AlignedTo(args.x, 16) &&
+                             AlignedTo(args.out, 16);
+        return DispatchWidth<kWide>(aligned, [&](auto lanes) {
+          constexpr int kWidth = decltype(lanes)::value;
+          constexpr ActivationKind kKind = decltype(kind)::value;
+          const LaunchShape shape{
+              dim3(CeilDiv(width, kThreads * kWidth), args.out.rows), kThreads};
+          const auto kernel =
+              args.gated ? ActivationKernel<T, O, kKind, true, kWidth>
+                         : ActivationKernel<T, O, kKind, false, kWidth>;
+          return Launch(context, "Activation", kernel, shape,
+                        static_cast<const T*>(args.x.data), args.x.row_stride,
+                        static_cast<O*>(args.out.data), args.out.row_stride,
+                        width);
+        });
+      });
+    });
+  });
+}
+
+}  // namespace switchyard::internal
