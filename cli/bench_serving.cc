@@ -1,0 +1,284 @@
+// switchyard bench serving: load on a server through its own API, and where the
+// time of a step goes.
+#include <grpcpp/grpcpp.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "cli/bench.h"
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/placement_arg.h"
+#include "cli/subprocess.h"
+#include "kernels/status.h"
+#include "proto/grpc_status.h"
+#include "switchyard/v1/admin.grpc.pb.h"
+#include "switchyard/v1/generation.grpc.pb.h"
+
+namespace switchyard {
+namespace {
+
+struct ServingOptions {
+  std::string model_dir;
+  std::string device = "auto";
+  std::vector<std::string> world_sizes = {"1"};
+  std::vector<std::string> concurrency = {"1", "8", "32"};
+  uint32_t prompt_tokens = 32;
+  uint32_t max_tokens = 128;
+  std::optional<std::string> placement;
+  std::optional<std::string> json_path;
+  std::vector<std::string> serve_flags;
+};
+
+// One line of the table.
+struct ServingResult {
+  int world_size = 0;
+  int num_sequences = 0;
+  double seconds = 0;
+  uint64_t num_tokens = 0;
+  uint64_t num_steps = 0;
+  double busy_seconds = 0;
+  double execute_seconds = 0;
+
+  double TokensPerSecond() const {
+    return static_cast<double>(num_tokens) / seconds;
+  }
+  double StepMs() const {
+    return 1e3 * busy_seconds / static_cast<double>(num_steps);
+  }
+  double ExecuteMs() const {
+    return 1e3 * execute_seconds / static_cast<double>(num_steps);
+  }
+  double ShareOutside() const { return 1 - execute_seconds / busy_seconds; }
+};
+
+absl::StatusOr<std::vector<int>> ParseCounts(
+    const char* flag, const std::vector<std::string>& texts) {
+  std::vector<int> counts;
+  for (const std::string& text : texts) {
+    int count = 0;
+    if (!absl::SimpleAtoi(text, &count) || count < 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--", flag, ": '", text, "' is not a count"));
+    }
+    counts.push_back(count);
+  }
+  return counts;
+}
+
+v1::GenerateRequest MakeRequest(const ServingOptions& options,
+                                uint32_t vocab_size, int number) {
+  v1::GenerateRequest request;
+  // Any ids do: the work does not depend on them. Different ones, so that
+  // nothing is shared.
+  uint32_t state = 2654435761u * static_cast<uint32_t>(number + 1);
+  for (uint32_t i = 0; i < options.prompt_tokens; ++i) {
+    state = state * 1664525u + 1013904223u;
+    request.mutable_token_ids()->add_ids((state >> 8) % vocab_size);
+  }
+  request.mutable_sampling()->set_temperature(0);
+  request.mutable_sampling()->set_ignore_eos(true);
+  request.mutable_sampling()->set_max_tokens(options.max_tokens);
+  if (options.placement.has_value())
+    *request.mutable_placement() = PlacementFromArgument(*options.placement);
+  return request;
+}
+
+class Load {
+ public:
+  Load(const std::string& target, const std::string& admin_target)
+      : generation_(v1::GenerationService::NewStub(
+            grpc::CreateChannel(target, grpc::InsecureChannelCredentials()))),
+        admin_(v1::AdminService::NewStub(grpc::CreateChannel(
+            admin_target, grpc::InsecureChannelCredentials()))) {}
+
+  absl::StatusOr<ServingResult> Measure(const ServingOptions& options,
+                                        int num_sequences) {
+    grpc::ClientContext context;
+    v1::GetModelInfoResponse info;
+    SY_RETURN_IF_ERROR(
+        FromGrpcStatus(generation_->GetModelInfo(&context, {}, &info)));
+    ServingOptions warm = options;
+    warm.max_tokens = 16;
+    SY_RETURN_IF_ERROR(RunAll(warm, info.vocab_size(), num_sequences));
+    SY_ASSIGN_OR_RETURN(const v1::Load before, Counters());
+    const absl::Time start = absl::Now();
+    SY_RETURN_IF_ERROR(RunAll(options, info.vocab_size(), num_sequences));
+    ServingResult result;
+    result.seconds = absl::ToDoubleSeconds(absl::Now() - start);
+    SY_ASSIGN_OR_RETURN(const v1::Load after, Counters());
+    result.num_sequences = num_sequences;
+    result.num_tokens =
+        after.num_generated_tokens() - before.num_generated_tokens();
+    result.num_steps = after.num_steps() - before.num_steps();
+    result.busy_seconds = after.busy_seconds() - before.busy_seconds();
+    result.execute_seconds = after.execute_seconds() - before.execute_seconds();
+    if (result.num_steps == 0 || result.num_tokens < options.max_tokens) {
+      return absl::InternalError("the server's counters did not move");
+    }
+    return result;
+  }
+
+ private:
+  absl::StatusOr<v1::Load> Counters() {
+    grpc::ClientContext context;
+    v1::GetServerInfoResponse info;
+    SY_RETURN_IF_ERROR(
+        FromGrpcStatus(admin_->GetServerInfo(&context, {}, &info)));
+    return info.load();
+  }
+
+  absl::Status RunAll(const ServingOptions& options, uint32_t vocab_size,
+                      int num_sequences) {
+    std::vector<absl::Status> statuses(num_sequences);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < num_sequences; ++i) {
+      threads.emplace_back([&, i] {
+        grpc::ClientContext context;
+        auto stream = generation_->Generate(
+            &context, MakeRequest(options, vocab_size, i));
+        v1::GenerateResponse event;
+        while (stream->Read(&event)) {
+        }
+        statuses[i] = FromGrpcStatus(stream->Finish());
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (const absl::Status& status : statuses) SY_RETURN_IF_ERROR(status);
+    return absl::OkStatus();
+  }
+
+  std::unique_ptr<v1::GenerationService::Stub> generation_;
+  std::unique_ptr<v1::AdminService::Stub> admin_;
+};
+
+void PrintHeading() {
+  std::printf("%10s %10s %10s %12s %14s %14s\n", "world size", "sequences",
+              "tokens/s", "ms per step", "in executor ms", "outside it");
+}
+
+void PrintRow(const ServingResult& result) {
+  std::printf("%10d %10d %10.0f %12.3f %14.3f %13.1f%%\n", result.world_size,
+              result.num_sequences, result.TokensPerSecond(), result.StepMs(),
+              result.ExecuteMs(), 100 * result.ShareOutside());
+  std::fflush(stdout);
+}
+
+nlohmann::json ToJson(const ServingResult& result) {
+  return {{"world_size", result.world_size},
+          {"sequences", result.num_sequences},
+          {"tokens_per_second", result.TokensPerSecond()},
+          {"step_ms", result.StepMs()},
+          {"execute_ms", result.ExecuteMs()},
+          {"share_outside_executor", result.ShareOutside()}};
+}
+
+absl::Status RunWorldSize(const ServingOptions& options, int world_size,
+                          const std::vector<int>& concurrency,
+                          std::vector<ServingResult>* results) {
+  std::vector<std::string> command = {"serve",
+                                      "--model",
+                                      options.model_dir,
+                                      "--device",
+                                      options.device,
+                                      "--tensor-parallel-size",
+                                      absl::StrCat(world_size),
+                                      "--port",
+                                      "0",
+                                      "--admin-port",
+                                      "0"};
+  command.insert(command.end(), options.serve_flags.begin(),
+                 options.serve_flags.end());
+  SY_ASSIGN_OR_RETURN(std::unique_ptr<Subprocess> server,
+                      Subprocess::Start(command));
+  const absl::Time deadline = absl::Now() + absl::Minutes(30);
+  SY_ASSIGN_OR_RETURN(const std::string target,
+                      server->ReadAfter("serving on ", deadline));
+  SY_ASSIGN_OR_RETURN(const std::string admin_target,
+                      server->ReadAfter("admin on ", deadline));
+  Load load(target, admin_target);
+  for (const int num_sequences : concurrency) {
+    SY_ASSIGN_OR_RETURN(ServingResult result,
+                        load.Measure(options, num_sequences));
+    result.world_size = world_size;
+    PrintRow(result);
+    results->push_back(result);
+  }
+  server->Signal(SIGTERM);
+  (void)server->Wait(absl::Now() + absl::Seconds(30));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int BenchServing(absl::Span<const std::string> args) {
+  ServingOptions options;
+  FlagSet flags("switchyard bench serving",
+                "Starts a server for every world size, loads it through gRPC "
+                "from this process, and tells what a step "
+                "costs and how much of it is not the executor's.",
+                "DIR [flags] [-- SERVE FLAGS]");
+  flags.Operand("DIR", &options.model_dir, "the checkpoint");
+  flags.Operands("SERVE FLAGS", &options.serve_flags,
+                 "passed on to `switchyard serve`");
+  flags.Choice("device", &options.device, {"auto", "cpu", "cuda"},
+               "of the workers");
+  flags.List("world-sizes", &options.world_sizes, "1,2",
+             "tensor-parallel sizes");
+  flags.List("concurrency", &options.concurrency, "1,8,32",
+             "sequences at a time");
+  flags.Int("prompt-tokens", &options.prompt_tokens, 1, 1 << 20,
+            "of every request");
+  flags.Int("max-tokens", &options.max_tokens, 17, 1 << 20,
+            "generated by every request");
+  flags.String("placement", &options.placement, "PRESET|A,B,...",
+               "of every request");
+  flags.String("json", &options.json_path, "FILE", "the results as JSON, too");
+  if (std::optional<int> exit_code = flags.ParseOrExitCode(args))
+    return *exit_code;
+
+  const absl::StatusOr<std::vector<int>> world_sizes =
+      ParseCounts("world-sizes", options.world_sizes);
+  const absl::StatusOr<std::vector<int>> concurrency =
+      ParseCounts("concurrency", options.concurrency);
+  if (!world_sizes.ok()) return Fail("bench serving", world_sizes.status());
+  if (!concurrency.ok()) return Fail("bench serving", concurrency.status());
+
+  std::printf(
+      "%s, %s placement, %u prompt tokens, %u generated; %ld CPU cores\n",
+      options.model_dir.c_str(),
+      options.placement.value_or("the default").c_str(), options.prompt_tokens,
+      options.max_tokens, sysconf(_SC_NPROCESSORS_ONLN));
+  PrintHeading();
+  std::vector<ServingResult> results;
+  for (const int world_size : *world_sizes) {
+    const absl::Status status =
+        RunWorldSize(options, world_size, *concurrency, &results);
+    if (!status.ok()) return Fail("bench serving", status);
+  }
+  if (options.json_path.has_value()) {
+    nlohmann::json json = nlohmann::json::array();
+    for (const ServingResult& result : results) json.push_back(ToJson(result));
+    std::ofstream file(*options.json_path);
+    file << json.dump(1) << "\n";
+    if (!file)
+      return Fail("bench serving", absl::UnavailableError(absl::StrCat(
+                                       "cannot write ", *options.json_path)));
+  }
+  return kExitOk;
+}
+
+}  // namespace switchyard
