@@ -1,25 +1,23 @@
-// WeightReader: from a source of tensors to this rank's weights on its device.
-//
-// The mixers, MLPs and the model name their tensors; the reader slices them for
-// the rank (through the weight table), joins those that share an input into one
-// matrix, converts and uploads them. It counts bytes for the progress.
+// From a weight source to this rank's weights on its device: the slices of the
+// weight table, those that share an input joined into one matrix.
 #ifndef SWITCHYARD_MODEL_WEIGHTS_H_
 #define SWITCHYARD_MODEL_WEIGHTS_H_
 
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <memory>
-#include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/types/span.h"
 #include "kernels/device.h"
 #include "kernels/matmul.h"
 #include "kernels/tensor.h"
+#include "model/config.h"
+#include "model/weight_source.h"
+#include "model/weight_table.h"
 
 namespace switchyard {
 
@@ -41,35 +39,106 @@ class DeviceVector {
   int64_t size_ = 0;
 };
 
-// A table of rows in its stored type, for lookups.
+// Rows to look up, on a device, in the type they are stored in.
 struct DeviceTable {
   DeviceBuffer buffer;
-  MatrixView view;  // [rows, cols]
+  MatrixView view;
 };
 
-// This rank's slice of one tensor, row-major on the host; a vector is one
-// column per... [rows, 1].
-struct HostTensor {
-  MatrixView view;  // [rows, cols] fp32, bf16 or fp16
-  std::vector<std::byte>
-      storage;  // holds the rows when they had to be gathered
-};
-
-// Where tensors come from: a checkpoint, or random numbers.
-class TensorSource {
- public:
-  virtual ~TensorSource() = default;
-  // The rank's slice of the tensor called `name`. A tensor of one dimension is
-  // a row of it.
-  virtual absl::StatusOr<HostTensor> Read(const std::string& name) = 0;
-};
-
-// Part of a joined matrix or vector.
+// What a matrix or vector is joined from.
 struct WeightPart {
-  std::string name;
-  // Rows of the rank's slice to take, in this order; empty: all. A row may be
-  // taken more than once.
+  WeightPart(TensorRole role, std::vector<int64_t> rows = {})
+      : role(role), rows(std::move(rows)) {}
+  // A part of a vector that the model has no tensor for.
+  static WeightPart Zeros(int64_t num) {
+    WeightPart part(TensorRole::kEmbedding);
+    part.num_zeros = num;
+    return part;
+  }
+
+  TensorRole role;
+  // Rows of the rank's slice to take, in this order, some perhaps repeatedly;
+  // empty: all.
   std::vector<int64_t> rows;
+  int64_t num_zeros = 0;
+};
+
+struct WeightReaderOptions {
+  int32_t rank = 0;
+  int32_t world_size = 1;
+  DType matrix_dtype = DType::kF32;  // what matrices become on the device
+  // Called after every tensor with the bytes of this rank read so far.
+  std::function<void(int64_t bytes)> progress;
+};
+
+class WeightScope;
+
+// Reads one rank's weights. Used by one thread, while a model is loaded;
+// borrows device and source.
+class WeightReader {
+ public:
+  WeightReader(Device* device, const ModelConfig& config,
+               const WeightSource* source, WeightReaderOptions options);
+
+  // The tensors outside the layers; of a layer; of one of its mixers.
+  WeightScope Model();
+  WeightScope Layer(int32_t layer);
+  WeightScope Mixer(int32_t layer, int32_t mixer);
+
+  int64_t bytes_total() const { return bytes_total_; }  // of this rank
+  // Internal, naming a tensor that nobody asked for: our own omission, since
+  // the source holds exactly the table's tensors.
+  absl::Status CheckAllRead() const;
+
+ private:
+  friend class WeightScope;
+  using Key = std::tuple<int32_t, int32_t, TensorRole>;  // layer, mixer, role
+
+  struct Entry {
+    TensorSpec spec;
+    bool read = false;
+  };
+
+  // REQUIRES: the table has it.
+  Entry& Find(const Key& key);
+  absl::Status ReadInto(Entry& entry, const MatrixView& out);
+
+  Device* const device_;
+  const WeightSource* const source_;
+  const WeightReaderOptions options_;
+  std::map<Key, Entry> entries_;
+  int64_t bytes_total_ = 0;
+  int64_t bytes_read_ = 0;
+};
+
+// A reader's view of one layer's or mixer's tensors. Errors: the source's,
+// ResourceExhausted. REQUIRES throughout: the config implies the tensors asked
+// for.
+class WeightScope {
+ public:
+  WeightScope(WeightReader* reader, int32_t layer, int32_t mixer)
+      : reader_(reader), layer_(layer), mixer_(mixer) {}
+
+  // The parts' rows one below the other. REQUIRES: equal columns.
+  absl::StatusOr<WeightMatrix> Matrix(
+      const std::vector<WeightPart>& parts) const;
+  // The parts one behind the other.
+  absl::StatusOr<DeviceVector> Vector(
+      const std::vector<WeightPart>& parts) const;
+  // A bias that belongs after the all-reduce: rank 0 has it, the others an
+  // empty vector, so that the sum holds it once.
+  absl::StatusOr<DeviceVector> OutputBias(TensorRole role) const;
+  absl::StatusOr<DeviceTable> Table(TensorRole role) const;
+
+ private:
+  // Where the rows of a part go; advances `row`.
+  absl::Status ReadPart(const WeightPart& part, const MatrixView& out,
+                        int64_t& row) const;
+  int64_t NumRows(const WeightPart& part) const;
+
+  WeightReader* reader_;
+  int32_t layer_;
+  int32_t mixer_;
 };
 
 }  // namespace switchyard

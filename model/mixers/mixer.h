@@ -8,17 +8,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <string>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "kernels/op_context.h"
 #include "kernels/tensor.h"
 #include "kernels/varlen.h"
-#include "model/cache_spec.h"
-#include "model/config.h"
-#include "model/weights.h"
+#include "model/rope_tables.h"
 
 namespace switchyard {
 
@@ -27,7 +22,8 @@ struct MixerInput {
   VarlenBatch batch;
   MatrixView x;  // [num_tokens, hidden] activation type
   std::byte* arena = nullptr;
-  const uint32_t* cache_ids = nullptr;  // [num_seqs, cache_stride], see MixerRun
+  const uint32_t* cache_ids =
+      nullptr;  // [num_seqs, cache_stride], see MixerRun
   int32_t cache_stride = 0;
 };
 
@@ -52,16 +48,8 @@ struct MixerContext {
   int32_t block_size = 0;
   DType activation = DType::kF32;
   DType kv_dtype = DType::kF32;
-  const RopeTables* rope_tables = nullptr;  // outlives the mixer
+  RopeTables* rope_tables = nullptr;  // outlives the mixer
 };
-
-// Loads the mixer whose tensors begin with `prefix` ("model.decoder.blocks.0.
-// mixer."). `cache` is its entry of the cache spec. Errors as WeightReader's.
-absl::StatusOr<std::unique_ptr<Mixer>> LoadMixer(const MixerConfig& config,
-                                                 const MixerCacheSpec& cache,
-                                                 const MixerContext& context,
-                                                 const std::string& prefix,
-                                                 WeightReader& reader);
 
 }  // namespace switchyard
 

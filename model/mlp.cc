@@ -1,0 +1,89 @@
+#include "model/mlp.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/activation.h"
+#include "kernels/status.h"
+#include "model/scratch.h"
+
+namespace switchyard {
+namespace {
+
+absl::StatusOr<ActivationKind> KindOf(enum Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return ActivationKind::kSilu;
+    case Activation::kGelu:
+      return ActivationKind::kGelu;
+    case Activation::kGeluTanh:
+      return ActivationKind::kGeluTanh;
+    case Activation::kRelu:
+      return ActivationKind::kRelu;
+    case Activation::kRelu2:
+      return ActivationKind::kSquaredRelu;
+    case Activation::kSigmoid:
+      break;
+  }
+  return absl::UnimplementedError(absl::StrCat(
+      "mlp.activation ", ActivationName(activation), " is not supported"));
+}
+
+}  // namespace
+
+absl::StatusOr<Mlp> Mlp::Load(const MlpConfig& config, DType activation,
+                              const WeightScope& layer) {
+  Mlp mlp;
+  mlp.gated_ = config.gated;
+  mlp.activation_type_ = activation;
+  SY_ASSIGN_OR_RETURN(mlp.kind_, KindOf(config.activation));
+  std::vector<WeightPart> in;
+  if (config.gated) in.push_back(TensorRole::kMlpGate);
+  in.push_back(TensorRole::kMlpUp);
+  SY_ASSIGN_OR_RETURN(mlp.in_, layer.Matrix(in));
+  SY_ASSIGN_OR_RETURN(mlp.down_, layer.Matrix({TensorRole::kMlpDown}));
+  if (config.up_bias) {
+    SY_ASSIGN_OR_RETURN(mlp.in_bias_, layer.Vector({TensorRole::kMlpUpBias}));
+  }
+  if (config.down_bias) {
+    SY_ASSIGN_OR_RETURN(mlp.down_bias_,
+                        layer.OutputBias(TensorRole::kMlpDownBias));
+  }
+  return mlp;
+}
+
+Mlp::Scratch Mlp::Allocate(Workspace& workspace, int64_t num_tokens) const {
+  Scratch scratch;
+  scratch.projected = AllocateMatrix(workspace, activation_type_, num_tokens,
+                                     in_.out_features());
+  scratch.activated = gated_ ? AllocateMatrix(workspace, activation_type_,
+                                              num_tokens, down_.in_features())
+                             : scratch.projected;
+  return scratch;
+}
+
+int64_t Mlp::ScratchBytes(int64_t num_tokens) const {
+  Workspace counter;
+  Allocate(counter, num_tokens);
+  return counter.used();
+}
+
+absl::Status Mlp::Forward(const OpContext& context, const MatrixView& x,
+                          const MatrixView& out) const {
+  const int64_t mark = context.workspace->used();
+  const Scratch scratch = Allocate(*context.workspace, x.rows);
+  SY_RETURN_IF_ERROR(
+      Matmul(context, {x, &in_, in_bias_.data(), scratch.projected}));
+  ActivationArgs args;
+  args.kind = kind_;
+  args.x = scratch.projected;
+  args.gated = gated_;
+  args.out = scratch.activated;
+  SY_RETURN_IF_ERROR(Activation(context, args));
+  SY_RETURN_IF_ERROR(
+      Matmul(context, {scratch.activated, &down_, down_bias_.data(), out}));
+  context.workspace->Rewind(mark);
+  return absl::OkStatus();
+}
+
+}  // namespace switchyard
