@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -38,6 +39,12 @@ void AlignReport::AddForced(const TokenComparison& comparison) {
   } else {
     mismatches_.push_back(comparison);
   }
+}
+
+void AlignReport::AddLogprobDifference(double difference) {
+  differences_.push_back(std::isnan(difference)
+                             ? std::numeric_limits<double>::infinity()
+                             : difference);
 }
 
 double AlignReport::FreeMatch() const {

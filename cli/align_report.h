@@ -38,10 +38,8 @@ class AlignReport {
   void AddFree(const TokenComparison& comparison);
   // The first choice after the reference's own tokens.
   void AddForced(const TokenComparison& comparison);
-  // |ours - reference|, natural log units.
-  void AddLogprobDifference(double difference) {
-    differences_.push_back(difference);
-  }
+  // |ours - reference|, natural log units. NaN counts as infinitely far.
+  void AddLogprobDifference(double difference);
 
   const std::string& placement() const { return placement_; }
   double FreeMatch() const;
