@@ -30,14 +30,19 @@ using Presets = std::map<std::string, Placement>;
 //   {"presets": {"quality": ["attention", "gdn", ...],   one name per layer
 //                "fast": "gdn"}}                         this one in every
 //                layer
-// NotFound or InvalidArgument (not this format, a name twice, an empty name)
-// and FailedPrecondition (does not fit the model) name the file and the preset.
+// Errors name the file and the preset: NotFound (no such file), InvalidArgument
+// (not this format, a name twice, a name ValidatePresetName refuses),
+// FailedPrecondition (does not fit the model).
 absl::StatusOr<Presets> LoadPresets(const std::string& path,
                                     const ModelConfig& config);
 // The same from the file's text; `file_name` stands for it in messages.
 absl::StatusOr<Presets> ParsePresets(absl::string_view json,
                                      absl::string_view file_name,
                                      const ModelConfig& config);
+
+// InvalidArgument unless `name` is 1 to 128 printable ASCII characters without
+// spaces and commas.
+absl::Status ValidatePresetName(absl::string_view name);
 
 // all-NAME for every mixer name that all layers offer.
 Presets UniformPresets(const ModelConfig& config);
@@ -65,7 +70,7 @@ class PlacementTable {
 
   // The new epoch, each.
   uint64_t SetDefault(Resolved placement);
-  // Adds or replaces. InvalidArgument: an empty name, or one with a comma.
+  // Adds or replaces. Errors as ValidatePresetName.
   absl::StatusOr<uint64_t> Define(absl::string_view name, Placement placement);
   // NotFound if there is none. The default stays what it is, even if it came
   // from this preset; it then has no name any more.
@@ -81,6 +86,7 @@ class PlacementTable {
 
  private:
   PlacementTable(const ModelConfig* config, Presets presets);
+  absl::StatusOr<Resolved> ResolvePreset(absl::string_view name) const;
 
   const ModelConfig* config_;
   Presets presets_;
