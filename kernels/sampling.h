@@ -45,16 +45,21 @@ struct SamplingArgs {
   int32_t* token_ids = nullptr;  // [rows] out
 };
 
-// Per row: l += bias; repetition penalty r on tokens of prompt or output (l > 0
-// ? l / r : l * r); l -= frequency * count
-// + presence * (count > 0) (generated tokens only). Greedy: the largest l.
-// Otherwise l /= temperature, then keep the top_k largest, then the smallest
-// set of largest ones whose probability reaches top_p, then those with p >=
-// min_p * max p (p after top_k and top_p renormalised only in ratio), and draw
-// by Gumbel-max: argmax of l_t + G(seed, draw, t) over the kept t, where G =
-// -log(-log u) and u comes from Philox4x32-10 (Salmon et al. 2011) keyed by
-// seed, with counter (draw, t). Ties go to the lower id. So a draw depends on
-// nothing but its row, and no sort is needed to make it.
+// Per row:
+//   1. l += bias; repetition penalty r on tokens of prompt or output (l > 0 ? l
+//      / r : l * r); l -= frequency * count + presence * (count > 0) (generated
+//      tokens only). NaN counts as -infinity.
+//   2. Greedy (temperature 0): the largest l.
+//   3. l = (l - max l) / temperature, then keep the top_k largest; of those the
+//   smallest set
+//      of largest ones whose probability, renormalised over the top_k, reaches
+//      top_p; of those the ones with p >= min_p * max p.
+//   4. Draw by Gumbel-max: argmax of l_t + G_t over the kept t, with G_t =
+//      -log(-log u), u = (w + 1/2) / 2^32, and w word t % 4 of Philox4x32-10
+//      keyed by seed at counter (t / 4, draw, 0, 0) (philox.h). -log u of a u
+//      near 1 has to keep its relative precision: in double, or by log1p.
+// Wherever logits are equal, in "largest" and in the draw, the lower id wins.
+// So a draw depends on nothing but its row, and no sort is needed to make it.
 absl::Status Sample(const OpContext& context, const SamplingArgs& args);
 
 }  // namespace switchyard
