@@ -35,7 +35,8 @@ struct SamplingDefaults {
 // `logprobs` and `prompt_logprobs` stay unset when none are wanted.
 // `max_tokens` is at most the context room, `min_tokens` at most `max_tokens`;
 // `stop_token_ids` is ascending without duplicates and holds EOS unless it is
-// ignored. REQUIRES: ValidateSamplingParams(params, ...) is OK.
+// ignored.
+// REQUIRES: ValidateSamplingParams(params, ...) is OK.
 v1::SamplingParams ResolveSamplingParams(const v1::SamplingParams& params,
                                          const SamplingDefaults& defaults);
 

@@ -25,10 +25,11 @@ class StopStrings {
   explicit StopStrings(absl::Span<const std::string> stops);
 
   struct Piece {
-    std::string text;      // released: precedes any possible stop string; whole
-                           // characters if the input was
-    bool stopped = false;  // a stop string is complete; it and everything after
-                           // it is dropped
+    // Released: it precedes any possible stop string. Whole characters, if
+    // the input was.
+    std::string text;
+    // A stop string is complete; it and everything behind it is dropped.
+    bool stopped = false;
   };
 
   // Takes the next piece of text. After a stop everything is dropped, and
@@ -44,10 +45,11 @@ class StopStrings {
   // A Knuth-Morris-Pratt matcher.
   struct Matcher {
     std::string stop;
-    std::vector<size_t> border;  // [stop.size()], of each prefix: its longest
-                                 // proper prefix that is also its suffix
-    size_t matched =
-        0;  // the longest prefix of `stop` that the text so far ends in
+    // [stop.size()]: of each prefix the longest proper prefix that is also its
+    // suffix.
+    std::vector<size_t> border;
+    // The longest prefix of `stop` that the text so far ends in.
+    size_t matched = 0;
   };
 
   std::vector<Matcher> matchers_;

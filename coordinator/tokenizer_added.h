@@ -22,13 +22,14 @@ class AddedTokens {
 
   struct Piece {
     absl::string_view text;
-    std::optional<uint32_t>
-        id;  // of the added token the piece is; else the piece is plain text
+    // Of the added token that the piece is; unset for plain text.
+    std::optional<uint32_t> id;
   };
 
   // Cuts `text` at its added tokens: the leftmost, of those the longest; those
   // with `normalized` unset first, and the others in what is left. Pieces are
-  // not empty and borrow `text`. REQUIRES: `text` is valid UTF-8.
+  // not empty, do not overlap and borrow `text`.
+  // REQUIRES: `text` is valid UTF-8.
   std::vector<Piece> Split(absl::string_view text) const;
 
  private:
@@ -47,8 +48,8 @@ class AddedTokens {
     std::optional<Match> Find(absl::string_view text, size_t from) const;
 
    private:
-    absl::flat_hash_map<uint64_t, int>
-        children_;           // key: node << 8 | byte; node 0 is the root
+    // Key: node << 8 | byte. Node 0 is the root.
+    absl::flat_hash_map<uint64_t, int> children_;
     std::vector<int> ends_;  // by node: the token that ends there, or -1
     std::array<bool, 256> begins_ = {};  // the bytes that contents begin with
   };

@@ -65,10 +65,10 @@ class Bpe {
   void Consider(int32_t position, Scratch* scratch) const;
 
   std::array<uint32_t, 256> byte_ids_ = {};
-  absl::flat_hash_map<uint64_t, Merge>
-      merges_;  // key: left id << 32 | right id
-  absl::flat_hash_map<std::string, uint32_t>
-      words_;  // with ignore_merges: bytes of each token -> its id
+  // Key: left id << 32 | right id.
+  absl::flat_hash_map<uint64_t, Merge> merges_;
+  // With ignore_merges: the bytes of each token -> its id. Else empty.
+  absl::flat_hash_map<std::string, uint32_t> words_;
 };
 
 }  // namespace switchyard

@@ -65,8 +65,7 @@ absl::StatusOr<TokenizerPattern> TokenizerPattern::Compile(
   int error = 0;
   PCRE2_SIZE offset = 0;
   std::unique_ptr<pcre2_real_code_8, FreeCode> code(
-      pcre2_compile(Pointer(pattern), pattern.size(),
-                    options | PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C,
+      pcre2_compile(Pointer(pattern), pattern.size(), options | PCRE2_UTF,
                     &error, &offset, context.get()));
   if (code == nullptr) {
     return absl::InvalidArgumentError(
@@ -82,7 +81,8 @@ absl::StatusOr<TokenizerPattern> TokenizerPattern::Compile(
 absl::StatusOr<TokenizerPattern> TokenizerPattern::FromRegex(
     absl::string_view regex) {
   SY_ASSIGN_OR_RETURN(const std::string translated, TranslatePattern(regex));
-  return Compile(translated, PCRE2_MULTILINE);
+  return Compile(translated,
+                 PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C);
 }
 
 absl::StatusOr<TokenizerPattern> TokenizerPattern::FromLiteral(

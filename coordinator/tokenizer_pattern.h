@@ -28,7 +28,8 @@ class TokenizerPattern {
   // Calls on_match(begin, end) for the successive matches in `text`, left to
   // right. An empty match is reported unless it touches the end of the one
   // before. InvalidArgument if a match takes more backtracking than any sane
-  // pattern. REQUIRES: `text` is valid UTF-8.
+  // pattern.
+  // REQUIRES: `text` is valid UTF-8.
   absl::Status ForEachMatch(
       absl::string_view text,
       absl::FunctionRef<void(size_t begin, size_t end)> on_match) const;

@@ -20,6 +20,10 @@ namespace {
 constexpr absl::string_view kSpace = R"(\t-\r\x{85}\p{Z})";
 constexpr absl::string_view kWord =
     R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24B6}-\x{24E9}\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189})";
+// Superscripts and fractions of Latin-1 are word characters to it, but not
+// inside a bracket.
+constexpr absl::string_view kWordOutsideBrackets =
+    R"(\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE})";
 constexpr absl::string_view kHexDigit = "0-9a-fA-F";
 
 // Escapes that mean the same to both.
@@ -87,18 +91,21 @@ class Translator {
     at_ += 2;
   }
 
+  static std::string WordMembers(bool in_bracket) {
+    return absl::StrCat(kWord, in_bracket ? "" : kWordOutsideBrackets);
+  }
+
   // An escape outside brackets.
   absl::Status Escape() {
     if (at_ + 1 == in_.size()) return BreaksOff();
     const char c = in_[at_ + 1];
     if (c == 'b' || c == 'B') {
-      const std::string before = absl::StrCat("(?<=[", kWord, "])");
-      const std::string no_before = absl::StrCat("(?<![", kWord, "])");
-      const std::string after = absl::StrCat("(?=[", kWord, "])");
-      const std::string no_after = absl::StrCat("(?![", kWord, "])");
-      const bool same = c == 'B';
-      absl::StrAppend(&out_, "(?:", before, same ? after : no_after, "|",
-                      no_before, same ? no_after : after, ")");
+      const std::string word = WordMembers(/*in_bracket=*/false);
+      // Behind a word character: is it the same ahead (B) or not (b)? And
+      // likewise behind another.
+      absl::StrAppend(&out_, "(?:(?<=[", word, "])", c == 'B' ? "(?=[" : "(?![",
+                      word, "])|(?<![", word, "])", c == 'B' ? "(?![" : "(?=[",
+                      word, "]))");
       at_ += 2;
       return absl::OkStatus();
     }
@@ -125,13 +132,14 @@ class Translator {
         }
         return absl::OkStatus();
       case 'w':
-      case 'h':
-        Emit(c == 'w' ? kWord : kHexDigit, false, in_bracket);
-        return absl::OkStatus();
       case 'W':
+        if (negated && in_bracket) break;
+        Emit(WordMembers(in_bracket), negated, in_bracket);
+        return absl::OkStatus();
+      case 'h':
       case 'H':
-        if (in_bracket) break;
-        Emit(c == 'W' ? kWord : kHexDigit, true, in_bracket);
+        if (negated && in_bracket) break;
+        Emit(kHexDigit, negated, in_bracket);
         return absl::OkStatus();
       case 'v':
         absl::StrAppend(&out_, "\\x{0B}");

@@ -16,7 +16,8 @@ namespace switchyard {
 // \s \w \h and what builds on them, \v, \u, scripts, the interval {,n}), and
 // what cannot be is refused: Unimplemented names the construct, InvalidArgument
 // a pattern that breaks off in the middle of one. What is wrong in both
-// languages passes, for PCRE2 to complain about.
+// languages passes, for PCRE2 to complain about. Characters that are younger
+// than the Unicode version of the installed PCRE2 have no category to it.
 absl::StatusOr<std::string> TranslatePattern(absl::string_view regex);
 
 }  // namespace switchyard

@@ -15,7 +15,8 @@ struct Sequence {
 };
 
 // Classifies what `bytes` begins with (Unicode 15, table 3-7: only the second
-// byte's range depends on the first). REQUIRES: bytes is not empty.
+// byte's range depends on the first).
+// REQUIRES: bytes is not empty.
 Sequence Classify(absl::string_view bytes) {
   const auto byte = [&](size_t i) { return static_cast<uint8_t>(bytes[i]); };
   const uint8_t lead = byte(0);
