@@ -1,0 +1,182 @@
+#include "coordinator/engine.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
+#include "coordinator/log.h"
+#include "kernels/status.h"
+
+namespace switchyard {
+namespace {
+
+// How often a waiting switch looks whether its caller is still there.
+constexpr absl::Duration kCancellationPoll = absl::Milliseconds(50);
+
+absl::Status Stopped() {
+  return absl::UnavailableError("the server is shutting down");
+}
+
+}  // namespace
+
+Engine::Engine(const EngineOptions& options, const ServedModel* model,
+               PlacementTable placements, CacheSpec cache_spec,
+               StepRunner* runner,
+               std::function<void(const absl::Status&)> on_lost)
+    : runner_(runner),
+      inbox_(std::make_shared<EngineInbox>()),
+      loop_(options, model, std::move(placements), std::move(cache_spec),
+            runner, inbox_.get(), std::move(on_lost)),
+      snapshot_(std::make_shared<PlacementTable>(loop_.placements())) {
+  // The group may be lost while no step is in flight to tell.
+  runner_->SetFailureCallback([this, inbox = inbox_](const absl::Status& why) {
+    inbox->Post([this, why] { loop_.Lose(why); });
+  });
+  thread_ = std::thread([this] { loop_.Run(); });
+}
+
+Engine::~Engine() { Stop(); }
+
+uint64_t Engine::Submit(EngineRequest request, RequestSink* sink) {
+  const uint64_t handle = ++last_handle_;
+  const bool posted = inbox_->Post(
+      [this, handle, request = std::move(request), sink]() mutable {
+        loop_.Add(handle, std::move(request), sink);
+      });
+  if (!posted) sink->OnError(Stopped());
+  return handle;
+}
+
+void Engine::Cancel(uint64_t handle) {
+  inbox_->Post([this, handle] { loop_.Cancel(handle); });
+}
+
+std::shared_ptr<const PlacementTable> Engine::placements() const {
+  absl::MutexLock lock(&snapshot_mutex_);
+  return snapshot_;
+}
+
+absl::Status Engine::Run(absl::FunctionRef<void(EngineLoop&)> task) {
+  absl::Notification done;
+  const bool posted = inbox_->Post([this, task, &done] {
+    task(loop_);
+    done.Notify();
+  });
+  if (!posted) return Stopped();
+  done.WaitForNotification();
+  return absl::OkStatus();
+}
+
+absl::Status Engine::Change(absl::FunctionRef<void(EngineLoop&)> change) {
+  return Run([this, change](EngineLoop& loop) {
+    change(loop);
+    auto snapshot = std::make_shared<PlacementTable>(loop.placements());
+    absl::MutexLock lock(&snapshot_mutex_);
+    snapshot_ = std::move(snapshot);
+  });
+}
+
+absl::StatusOr<uint64_t> Engine::DefinePreset(const v1::Preset& preset) {
+  absl::MutexLock one_at_a_time(&change_mutex_);
+  v1::Placement listed;
+  *listed.mutable_mixers() = preset.placement();
+  absl::StatusOr<uint64_t> epoch;
+  SY_RETURN_IF_ERROR(Change([&](EngineLoop& loop) {
+    PlacementTable* table = loop.mutable_placements();
+    absl::StatusOr<PlacementTable::Resolved> resolved = table->Resolve(listed);
+    if (resolved.ok()) {
+      epoch = table->Define(preset.name(), std::move(resolved->placement));
+    } else {
+      epoch = resolved.status();
+    }
+  }));
+  return epoch;
+}
+
+absl::StatusOr<uint64_t> Engine::DeletePreset(absl::string_view name) {
+  absl::MutexLock one_at_a_time(&change_mutex_);
+  absl::StatusOr<uint64_t> epoch;
+  SY_RETURN_IF_ERROR(Change([&](EngineLoop& loop) {
+    epoch = loop.mutable_placements()->Delete(name);
+  }));
+  return epoch;
+}
+
+absl::StatusOr<PlacementSwitch> Engine::SetDefaultPlacement(
+    const v1::Placement& placement, v1::InFlight in_flight,
+    const std::function<bool()>& cancelled) {
+  absl::MutexLock one_at_a_time(&change_mutex_);
+  // Nothing but this function changes the table from here on.
+  const std::shared_ptr<const PlacementTable> table = placements();
+  SY_ASSIGN_OR_RETURN(const PlacementTable::Resolved target,
+                      table->Resolve(placement));
+  const uint64_t epoch = table->epoch() + 1;
+  const v1::MixerList mixers = table->ToProto(target.placement);
+  SY_RETURN_IF_ERROR(runner_->PreparePlacement(
+      epoch, {mixers.names().begin(), mixers.names().end()}));
+
+  absl::Status status;
+  if (in_flight == v1::IN_FLIGHT_DRAIN) {
+    status = WaitUntilDefaultIsDrained(cancelled);
+  }
+  absl::StatusOr<PlacementSwitch> done = status;
+  if (status.ok()) {
+    status = Change([&](EngineLoop& loop) {
+      done = loop.CommitDefault(target, epoch, in_flight);
+      loop.ReleaseDefault();
+    });
+    if (!status.ok()) done = status;
+  } else {
+    Run([](EngineLoop& loop) { loop.ReleaseDefault(); }).IgnoreError();
+  }
+  if (!done.ok()) {
+    // The ranks forget what they prepared; if they cannot, the group is lost
+    // and says so itself.
+    runner_->AbortPlacement(epoch).IgnoreError();
+    return done;
+  }
+  Log(absl::StrCat("the default placement is now ",
+                   target.preset.empty() ? "" : target.preset + ": ",
+                   absl::StrJoin(mixers.names(), ","), " (epoch ", epoch, ")"));
+  return done;
+}
+
+absl::Status Engine::WaitUntilDefaultIsDrained(
+    const std::function<bool()>& cancelled) {
+  // Shared with the engine, which may hold on to it after this has given up.
+  auto drained = std::make_shared<absl::Notification>();
+  SY_RETURN_IF_ERROR(Run([&](EngineLoop& loop) {
+    loop.DrainDefault([drained] { drained->Notify(); });
+  }));
+  while (!drained->WaitForNotificationWithTimeout(kCancellationPoll)) {
+    if (cancelled()) {
+      return absl::CancelledError(
+          "the caller left before the running sequences had ended");
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Load> Engine::load() {
+  v1::Load load;
+  SY_RETURN_IF_ERROR(Run([&](EngineLoop& loop) { load = loop.load(); }));
+  return load;
+}
+
+void Engine::Drain(std::function<void()> on_idle) {
+  inbox_->Post([this, on_idle = std::move(on_idle)]() mutable {
+    loop_.Drain(std::move(on_idle));
+  });
+}
+
+void Engine::Stop() {
+  if (!thread_.joinable()) return;
+  inbox_->Post([this] { loop_.Stop(); });
+  thread_.join();
+  inbox_->Close();
+  loop_.RunTasks();  // what came in since; the loop refuses it
+}
+
+}  // namespace switchyard
