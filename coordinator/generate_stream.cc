@@ -1,0 +1,141 @@
+#include "coordinator/generate_stream.h"
+
+#include <grpcpp/impl/codegen/proto_utils.h>
+
+#include <utility>
+
+#include "coordinator/client_status.h"
+#include "kernels/check.h"
+
+namespace switchyard {
+namespace {
+
+void Serialize(const v1::GenerateResponse& message, grpc::ByteBuffer* buffer) {
+  bool own_buffer = false;
+  const grpc::Status status =
+      grpc::SerializationTraits<v1::GenerateResponse>::Serialize(
+          message, buffer, &own_buffer);
+  SY_CHECK(status.ok());
+}
+
+}  // namespace
+
+GenerateStream::GenerateStream(Engine* engine, std::string request_id)
+    : engine_(engine) {
+  complete_.set_request_id(request_id);
+  chunk_.set_request_id(std::move(request_id));
+}
+
+void GenerateStream::Start(EngineRequest request) {
+  handle_ = engine_->Submit(std::move(request), this);
+}
+
+void GenerateStream::OnAdmitted() { StartSendInitialMetadata(); }
+
+void GenerateStream::OnTokens(const TokenDelta& delta) {
+  Next next = Next::kNothing;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (broken_) return;
+    v1::TokenChunk* chunk = chunk_.mutable_chunk();
+    chunk->mutable_token_ids()->Add(delta.token_ids.begin(),
+                                    delta.token_ids.end());
+    chunk->mutable_text()->append(delta.text.data(), delta.text.size());
+    if (delta.logprobs != nullptr) {
+      for (size_t i = 0; i < delta.token_ids.size(); ++i) {
+        chunk->add_logprobs()->Swap(&delta.logprobs[i]);
+      }
+    }
+    has_pending_ = true;
+    next = Advance();
+  }
+  Do(next);
+}
+
+void GenerateStream::OnComplete(v1::GenerateComplete complete) {
+  Next next = Next::kNothing;
+  {
+    absl::MutexLock lock(&mutex_);
+    ended_ = true;
+    has_complete_ = true;
+    *complete_.mutable_complete() = std::move(complete);
+    next = Advance();
+  }
+  Do(next);
+}
+
+void GenerateStream::OnError(const absl::Status& status) {
+  Next next = Next::kNothing;
+  {
+    absl::MutexLock lock(&mutex_);
+    ended_ = true;
+    status_ = status;
+    next = Advance();
+  }
+  Do(next);
+}
+
+void GenerateStream::OnWriteDone(bool ok) {
+  Next next = Next::kNothing;
+  bool cancel = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    is_writing_ = false;
+    if (!ok) {
+      cancel = !broken_ && !ended_;
+      broken_ = true;
+    }
+    next = Advance();
+  }
+  if (cancel) engine_->Cancel(handle_);
+  Do(next);
+}
+
+void GenerateStream::OnCancel() { engine_->Cancel(handle_); }
+
+GenerateStream::Next GenerateStream::Advance() {
+  if (is_writing_) return Next::kNothing;
+  if (broken_) {
+    has_pending_ = has_complete_ = false;
+    if (!ended_) return Next::kNothing;
+    if (status_.ok()) status_ = absl::CancelledError("the client went away");
+    return Next::kFinish;
+  }
+  if (has_pending_) {
+    Serialize(chunk_, &writing_);
+    chunk_.mutable_chunk()->Clear();
+    has_pending_ = false;
+    is_writing_ = true;
+    return Next::kWrite;
+  }
+  if (has_complete_) {
+    Serialize(complete_, &writing_);
+    has_complete_ = false;
+    is_writing_ = true;
+    return Next::kWrite;
+  }
+  return ended_ ? Next::kFinish : Next::kNothing;
+}
+
+void GenerateStream::Do(Next next) {
+  switch (next) {
+    case Next::kNothing:
+      return;
+    case Next::kWrite:
+      StartWrite(&writing_);
+      return;
+    case Next::kFinish: {
+      // No other thread comes here any more: the engine's last event and the
+      // last write have both happened.
+      absl::Status status;
+      {
+        absl::MutexLock lock(&mutex_);
+        status = status_;
+      }
+      Finish(ToClientStatus(status));
+      return;
+    }
+  }
+}
+
+}  // namespace switchyard

@@ -1,0 +1,71 @@
+// One Generate call on the wire.
+#ifndef SWITCHYARD_COORDINATOR_GENERATE_STREAM_H_
+#define SWITCHYARD_COORDINATOR_GENERATE_STREAM_H_
+
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/server_callback.h>
+
+#include <cstdint>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "coordinator/engine.h"
+#include "coordinator/request.h"
+#include "switchyard/v1/generation.pb.h"
+
+namespace switchyard {
+
+// Between the engine's thread, which pushes events, and gRPC's threads, which
+// report what has been written. At most one write is outstanding; events that
+// come meanwhile join one pending chunk. Deletes itself when gRPC is done with
+// it, which is after the engine's last event, because only that ends the call.
+class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
+                             public RequestSink {
+ public:
+  GenerateStream(Engine* engine, std::string request_id);
+
+  // Once, before gRPC gets the reactor.
+  void Start(EngineRequest request);
+
+  // RequestSink, on the engine's thread.
+  void OnAdmitted() override;
+  void OnTokens(const TokenDelta& delta) override ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnComplete(v1::GenerateComplete complete) override
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnError(const absl::Status& status) override ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // ServerWriteReactor, on gRPC's threads.
+  void OnWriteDone(bool ok) override ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnCancel() override;
+  void OnDone() override { delete this; }
+
+ private:
+  enum class Next { kNothing, kWrite, kFinish };
+
+  // What to do now that no write is outstanding. A write has been serialised
+  // into writing_.
+  Next Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Does it. After kFinish nothing may touch this object.
+  void Do(Next next) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  Engine* const engine_;
+  uint64_t handle_ = 0;  // set in Start
+
+  absl::Mutex mutex_;
+  bool is_writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool has_pending_ ABSL_GUARDED_BY(mutex_) = false;  // chunk_ has something
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;   // the engine's last event came
+  bool broken_ ABSL_GUARDED_BY(mutex_) = false;  // the client does not read
+  bool has_complete_ ABSL_GUARDED_BY(mutex_) = false;
+  // Reused for every message: its strings and arrays keep their memory.
+  v1::GenerateResponse chunk_ ABSL_GUARDED_BY(mutex_);
+  v1::GenerateResponse complete_ ABSL_GUARDED_BY(mutex_);
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);  // how the call ends
+  grpc::ByteBuffer writing_;  // untouched while a write is outstanding
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_COORDINATOR_GENERATE_STREAM_H_

@@ -1,0 +1,52 @@
+// The coordinator's two gRPC ports: clients on one, operators on the other.
+#ifndef SWITCHYARD_COORDINATOR_SERVER_H_
+#define SWITCHYARD_COORDINATOR_SERVER_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "coordinator/engine.h"
+#include "coordinator/served_model.h"
+
+namespace switchyard {
+
+struct ServerOptions {
+  std::string host = "127.0.0.1";
+  int port = 8000;  // 0: any free one
+  int admin_port = 8001;
+};
+
+// Client port: GenerationService, grpc.health.v1.Health (`""` is alive while
+// the process serves; the service's name is SERVING while it accepts requests)
+// and reflection. Admin port: AdminService, health and reflection.
+class Server {
+ public:
+  // Listens and serves. Unavailable names an address that cannot be listened
+  // on. `engine` and `model` are borrowed.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(
+      const ServerOptions& options, Engine* engine, const ServedModel* model);
+  ~Server();  // Shutdown(0)
+
+  std::string address() const;  // host:port, as bound
+  std::string admin_address() const;
+
+  // From here on the services are NOT_SERVING for health checks, and nothing
+  // else changes.
+  void AnnounceDraining();
+
+  // Stops listening, and cuts calls that have not ended within `patience`.
+  // REQUIRES: the engine ends its streams meanwhile, or has.
+  void Shutdown(absl::Duration patience);
+
+ private:
+  struct Impl;
+  explicit Server(std::unique_ptr<Impl> impl);
+
+  const std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_COORDINATOR_SERVER_H_
