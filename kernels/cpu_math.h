@@ -40,6 +40,42 @@ inline float Dot(const float* a, const float* b, int64_t n) {
   return Sum8((acc0 + acc1) + (acc2 + acc3)) + tail;
 }
 
+// acc[i] = acc[i] * scale + sum_j weights[j] * row(j)[i] for i in [0, n), in
+// order of j.
+template <typename RowOf>
+void AddWeightedRows(const RowOf& row, const float* weights, int64_t count,
+                     float scale, int64_t n, float* acc) {
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    F8 a0 = Load8(acc + i) * scale, a1 = Load8(acc + i + 8) * scale,
+       a2 = Load8(acc + i + 16) * scale, a3 = Load8(acc + i + 24) * scale;
+    for (int64_t j = 0; j < count; ++j) {
+      const float* x = row(j) + i;
+      const F8 w = Splat8(weights[j]);
+      a0 += w * Load8(x);
+      a1 += w * Load8(x + 8);
+      a2 += w * Load8(x + 16);
+      a3 += w * Load8(x + 24);
+    }
+    Store8(acc + i, a0);
+    Store8(acc + i + 8, a1);
+    Store8(acc + i + 16, a2);
+    Store8(acc + i + 24, a3);
+  }
+  for (; i + kLanes <= n; i += kLanes) {
+    F8 a = Load8(acc + i) * scale;
+    for (int64_t j = 0; j < count; ++j) {
+      a += Splat8(weights[j]) * Load8(row(j) + i);
+    }
+    Store8(acc + i, a);
+  }
+  for (; i < n; ++i) {
+    float a = acc[i] * scale;
+    for (int64_t j = 0; j < count; ++j) a = std::fma(weights[j], row(j)[i], a);
+    acc[i] = a;
+  }
+}
+
 // e^x to about one unit in the last place (the polynomial of Cephes' expf),
 // free of branches so that loops over it vectorise. NaN stays NaN; results
 // below the smallest normal number are 0, above the largest infinity.

@@ -17,7 +17,7 @@ enum class DecayKind : uint8_t {
 };
 
 enum class DeltaRuleAlgorithm : uint8_t {
-  kAuto,       // the device's choice
+  kAuto,       // the device's choice; on the CPU kRecurrent, always
   kRecurrent,  // token by token
   kChunked,    // chunks of 64 tokens in WY form
 };
@@ -54,7 +54,8 @@ struct DeltaRuleArgs {
 // Then per value head and token, in order:
 //   S <- exp(g) S;  S <- S + k (b (v - S^T k))^T;  out = S^T q
 // from the sequence's stored S, which is replaced by the last one. Gates and S
-// in fp32.
+// in fp32. kRecurrent gives a token the same bits wherever its prompt is cut
+// into chunks; kChunked agrees with it up to rounding.
 absl::Status DeltaRule(const OpContext& context, const DeltaRuleArgs& args);
 
 }  // namespace switchyard

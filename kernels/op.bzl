@@ -6,13 +6,16 @@ X_cuda.cu, where there is one, joins as :X_cuda by being there; it is empty in a
 
 load("//third_party/cuda:cuda_library.bzl", "cuda_library")
 
-# Contraction into FMA is the only liberty: reductions keep the order written in the source, so
-# that bits depend on nothing but the operands, and NaN stays NaN.
+# Contraction into FMA is the only liberty with results: reductions keep the order written in the
+# source, so that bits depend on nothing but the operands, and NaN stays NaN. The last two flags only
+# let comparisons become selects, without which loops do not vectorise.
 CPU_COPTS = [
     "-O3",
     "-march=x86-64-v3",
     "-fopenmp",
     "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
 ]
 
 def op(name, deps = []):

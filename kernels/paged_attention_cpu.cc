@@ -103,42 +103,6 @@ class KvHead {
   const int64_t context_;
 };
 
-// acc = acc * scale + sum_j weights[j] * rows[j], in order of j.
-void Accumulate(const float* const* rows, const float* weights, int64_t count,
-                float scale, int64_t head_size, float* acc) {
-  int64_t d = 0;
-  for (; d + 4 * kLanes <= head_size; d += 4 * kLanes) {
-    F8 a0 = Load8(acc + d) * scale, a1 = Load8(acc + d + 8) * scale,
-       a2 = Load8(acc + d + 16) * scale, a3 = Load8(acc + d + 24) * scale;
-    for (int64_t j = 0; j < count; ++j) {
-      const float* row = rows[j] + d;
-      const F8 w = Splat8(weights[j]);
-      a0 += w * Load8(row);
-      a1 += w * Load8(row + 8);
-      a2 += w * Load8(row + 16);
-      a3 += w * Load8(row + 24);
-    }
-    Store8(acc + d, a0);
-    Store8(acc + d + 8, a1);
-    Store8(acc + d + 16, a2);
-    Store8(acc + d + 24, a3);
-  }
-  for (; d + kLanes <= head_size; d += kLanes) {
-    F8 a = Load8(acc + d) * scale;
-    for (int64_t j = 0; j < count; ++j) {
-      a += Splat8(weights[j]) * Load8(rows[j] + d);
-    }
-    Store8(acc + d, a);
-  }
-  for (; d < head_size; ++d) {
-    float a = acc[d] * scale;
-    for (int64_t j = 0; j < count; ++j) {
-      a = std::fma(weights[j], rows[j][d], a);
-    }
-    acc[d] = a;
-  }
-}
-
 // The running softmax of one query and head.
 struct Softmax {
   float max = -HUGE_VALF;
@@ -218,7 +182,8 @@ void Attend(const PagedAttentionArgs& args, const QueryBlock& block,
         }
         const float scale = softmax[(i - block.begin) * group + h].Update(
             scores, from - tile, count);
-        Accumulate(values + skip, scores, count, scale, head_size, out);
+        AddWeightedRows([&](int64_t j) { return values[skip + j]; }, scores,
+                        count, scale, head_size, out);
       }
     }
   }
