@@ -19,9 +19,12 @@ constexpr absl::Duration kPutTimeout = absl::Seconds(30);
 class RemoteRendezvous final : public Rendezvous {
  public:
   explicit RemoteRendezvous(const std::string& address)
-      : address_(address),
-        stub_(v1::WorkerService::NewStub(grpc::CreateChannel(
-            address, grpc::InsecureChannelCredentials()))) {}
+      : address_(address) {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+    stub_ = v1::WorkerService::NewStub(grpc::CreateCustomChannel(
+        address, grpc::InsecureChannelCredentials(), arguments));
+  }
 
   absl::Status Put(const std::string& key, const std::string& value) override {
     v1::PutRendezvousRequest request;
@@ -78,7 +81,7 @@ class RemoteRendezvous final : public Rendezvous {
   }
 
   const std::string address_;
-  const std::unique_ptr<v1::WorkerService::Stub> stub_;
+  std::unique_ptr<v1::WorkerService::Stub> stub_;
   absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   std::set<grpc::ClientContext*> pending_ ABSL_GUARDED_BY(mutex_);

@@ -1,0 +1,51 @@
+// BatchPacker: a BatchPlan's arrays and its sequences' cache tables in the step
+// buffer, and the ForwardBatch that points to them.
+#ifndef SWITCHYARD_WORKER_BATCH_PACKER_H_
+#define SWITCHYARD_WORKER_BATCH_PACKER_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "model/forward_batch.h"
+#include "worker/batch_planner.h"
+#include "worker/cache_store.h"
+#include "worker/step_buffer.h"
+
+namespace switchyard {
+
+// For one step. Borrows the plan.
+class BatchPacker {
+ public:
+  explicit BatchPacker(const BatchPlan* plan) : plan_(plan) {}
+
+  // Appends everything to the buffer. `caches`: of each entry of the plan; they
+  // cover the entries' positions.
+  void Pack(absl::Span<const SequenceCache* const> caches,
+            const CacheStore& store, StepBuffer& buffer);
+
+  // REQUIRES: Pack, then buffer.Upload(). Valid until the buffer is cleared.
+  ForwardBatch Resolve(const CacheStore& store, const StepBuffer& buffer) const;
+
+ private:
+  struct GroupingSlices {
+    StepBuffer::Slice<int32_t> context_lens;
+    StepBuffer::Slice<int32_t> token_offsets;
+    StepBuffer::Slice<int32_t> positions;
+    StepBuffer::Slice<int32_t> rows;
+    StepBuffer::Slice<int32_t> inverse;
+  };
+  struct TableSlice {  // [num_seqs, stride] of one segment in one layer
+    StepBuffer::Slice<uint32_t> ids;
+    int32_t stride = 0;
+  };
+
+  const BatchPlan* const plan_;
+  StepBuffer::Slice<int32_t> token_ids_;
+  std::vector<GroupingSlices> groupings_;
+  std::vector<std::vector<TableSlice>> tables_;  // [layer][segment]
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_WORKER_BATCH_PACKER_H_

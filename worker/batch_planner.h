@@ -1,0 +1,70 @@
+// BatchPlan: how one step's sequences are laid out for the model. Pure: from
+// what runs to groupings, orders, offsets and positions; no device, no I/O.
+#ifndef SWITCHYARD_WORKER_BATCH_PLANNER_H_
+#define SWITCHYARD_WORKER_BATCH_PLANNER_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "model/placement.h"
+
+namespace switchyard {
+
+// One sequence's part in a step. Borrows for the call.
+struct BatchEntry {
+  const Placement* placement = nullptr;
+  absl::Span<const int32_t> token_ids;  // of the new positions; at least one
+  int32_t start = 0;                    // the first of them
+};
+
+// Sequences [first_seq, first_seq + num_seqs) of a grouping's order, which run
+// the same mixer in the layers of the grouping; see VarlenBatch.
+struct PlannedSegment {
+  int32_t first_seq = 0;
+  int32_t first_row = 0;
+  int32_t first_offset = 0;  // of its num_seqs + 1 token offsets
+  int32_t num_seqs = 0;
+  int32_t num_decodes = 0;
+  int32_t num_tokens = 0;
+  int32_t max_new_tokens = 0;
+  int32_t max_total_tokens = 0;
+};
+
+// One way of splitting the batch by mixer.
+struct PlannedGrouping {
+  std::vector<PlannedSegment> segments;
+  std::vector<int32_t> entries;  // [num_seqs] entry of each sequence in order
+  std::vector<int32_t> context_lens;   // [num_seqs]
+  std::vector<int32_t> token_offsets;  // per segment num_seqs + 1, from 0
+  std::vector<int32_t> positions;      // [num_tokens]
+  // Batch row of each row in the grouping's order, and the inverse; empty where
+  // the grouping's order is batch order.
+  std::vector<int32_t> rows;
+  std::vector<int32_t> inverse;
+};
+
+struct PlannedLayer {
+  int32_t grouping = 0;
+  std::vector<int32_t> mixers;  // of each segment
+};
+
+struct BatchPlan {
+  int32_t num_seqs = 0;
+  int32_t num_tokens = 0;
+  std::vector<int32_t> token_ids;   // [num_tokens] in batch order
+  std::vector<int32_t> first_rows;  // [num_seqs] batch row of each entry's
+                                    // first new position, by index of the entry
+  std::vector<PlannedGrouping> groupings;
+  std::vector<PlannedLayer> layers;
+};
+
+// In batch order the entries with one new token come first, else entries keep
+// their order; the same holds within every segment. Layers that split the batch
+// alike share a grouping, whatever mixers they run. REQUIRES: at least one
+// entry; all placements of the same model.
+BatchPlan PlanBatch(absl::Span<const BatchEntry> entries);
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_WORKER_BATCH_PLANNER_H_

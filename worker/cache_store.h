@@ -1,0 +1,100 @@
+// CacheStore: one rank's cache arena, and which of its blocks and slots the
+// sequences own.
+//
+// The coordinator's ledger decides every id; the store checks what arrives
+// (range, overlap, layer, count), so that a wrong plan is an error and never a
+// write into another sequence's state. It owns the arena: one allocation, cut
+// up by the ids alone. One thread uses it.
+//
+// Invariants: the units of all live sequences are disjoint; a slot was zeroed
+// when it was handed out; with `poison_freed` every byte outside of them is
+// 0xff, a NaN in every float type.
+#ifndef SWITCHYARD_WORKER_CACHE_STORE_H_
+#define SWITCHYARD_WORKER_CACHE_STORE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/device.h"
+#include "model/cache_spec.h"
+#include "model/placement.h"
+
+namespace switchyard {
+
+struct CacheStoreOptions {
+  int64_t arena_bytes = 0;
+  int64_t max_context_tokens = 0;  // bounds a block table
+  bool poison_freed = false;       // for tests: stale reads become NaN
+};
+
+// What one sequence holds: per layer its block table, or its one slot. Filled
+// by CacheStore only.
+class SequenceCache {
+ public:
+  explicit SequenceCache(const Placement& placement)
+      : placement_(placement), ids_(placement.num_layers()) {}
+
+  const Placement& placement() const { return placement_; }
+  absl::Span<const uint32_t> ids(int32_t layer) const { return ids_[layer]; }
+
+ private:
+  friend class CacheStore;
+  Placement placement_;
+  std::vector<std::vector<uint32_t>> ids_;  // [layer]
+};
+
+class CacheStore {
+ public:
+  // `spec` is this rank's, borrowed. ResourceExhausted; InvalidArgument for an
+  // arena that 32-bit ids cannot address.
+  static absl::StatusOr<std::unique_ptr<CacheStore>> Create(
+      Device* device, const CacheSpec* spec, const CacheStoreOptions& options);
+
+  std::byte* arena() const { return arena_.get(); }
+  int64_t arena_bytes() const { return options_.arena_bytes; }
+
+  // Hands the unit to the sequence: appends a block to the layer's table, or
+  // sets the layer's slot and zeroes it. InvalidArgument: no such layer, beyond
+  // the arena, overlapping a live unit, or more than the layer can hold.
+  absl::Status Append(SequenceCache& cache, int64_t layer, uint32_t cache_id);
+
+  // Whether the sequence holds what its first `num_tokens` positions need.
+  // InvalidArgument names the layer.
+  absl::Status CheckCovers(const SequenceCache& cache,
+                           int64_t num_tokens) const;
+
+  // Takes all units back, and poisons them if asked to.
+  absl::Status Release(SequenceCache& cache);
+
+  // Entries of `layer`'s table that positions [0, num_tokens) may touch: the
+  // width of the tables that ops get.
+  int64_t TableWidth(int32_t layer, int32_t mixer, int64_t num_tokens) const {
+    return spec_->NumUnits(layer, mixer, num_tokens);
+  }
+
+  int64_t num_units_held() const { return live_.size(); }
+
+ private:
+  CacheStore(Device* device, const CacheSpec* spec,
+             const CacheStoreOptions& options, DeviceBuffer arena)
+      : device_(device),
+        spec_(spec),
+        options_(options),
+        arena_(std::move(arena)) {}
+
+  Device* const device_;
+  const CacheSpec* const spec_;
+  const CacheStoreOptions options_;
+  DeviceBuffer arena_;
+  std::map<uint32_t, uint32_t> live_;  // units held: first granule -> end
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_WORKER_CACHE_STORE_H_

@@ -1,0 +1,264 @@
+#include "worker/executor.h"
+
+#include <algorithm>
+#include <limits>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "kernels/check.h"
+#include "kernels/status.h"
+#include "worker/batch_packer.h"
+#include "worker/batch_planner.h"
+
+namespace switchyard {
+namespace {
+
+absl::Status BadSequence(uint64_t sequence_id, absl::string_view problem) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("sequence ", sequence_id, " ", problem));
+}
+
+// Adds what the plan was doing to a status of a lower layer.
+absl::Status Annotate(const absl::Status& status, absl::string_view context) {
+  if (status.ok()) return status;
+  return absl::Status(status.code(),
+                      absl::StrCat(context, ": ", status.message()));
+}
+
+}  // namespace
+
+Executor::Executor(std::unique_ptr<Device> device)
+    : device_(std::move(device)), step_buffer_(device_.get()) {}
+
+Executor::~Executor() = default;
+
+absl::Status Executor::AllocateCache(uint64_t arena_bytes) {
+  SY_CHECK(cache_spec_.has_value());
+  CacheStoreOptions options;
+  options.arena_bytes = static_cast<int64_t>(
+      std::min<uint64_t>(arena_bytes, std::numeric_limits<int64_t>::max()));
+  options.max_context_tokens = limits_.max_context_tokens;
+  options.poison_freed = limits_.poison_freed_cache;
+  SY_ASSIGN_OR_RETURN(
+      cache_, CacheStore::Create(device_.get(), &*cache_spec_, options));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::StepResult> Executor::Execute(const v1::StepPlan& plan) {
+  SY_CHECK(cache_ != nullptr);
+  const absl::Duration before = collective_->time_spent();
+  v1::StepResult result;
+  SY_RETURN_IF_ERROR(Finish(plan));
+  SY_RETURN_IF_ERROR(LearnPlacements(plan));
+  SY_RETURN_IF_ERROR(Start(plan));
+  SY_ASSIGN_OR_RETURN(const std::vector<Work> batch, Check(plan));
+  if (!batch.empty()) SY_RETURN_IF_ERROR(Run(batch, result));
+  result.set_collective_ms(
+      absl::ToDoubleMilliseconds(collective_->time_spent() - before));
+  return result;
+}
+
+absl::Status Executor::Finish(const v1::StepPlan& plan) {
+  for (uint64_t id : plan.finished()) {
+    const auto it = sequences_.find(id);
+    if (it == sequences_.end()) {
+      return BadSequence(id, "is to be forgotten, but is not known");
+    }
+    output_->Forget(it->second);
+    SY_RETURN_IF_ERROR(cache_->Release(it->second.cache));
+    sequences_.erase(it);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Executor::LearnPlacements(const v1::StepPlan& plan) {
+  for (const v1::PlacementEntry& entry : plan.placements()) {
+    std::vector<int32_t> mixers;
+    for (uint32_t mixer : entry.mixer_ids()) {
+      mixers.push_back(static_cast<int32_t>(
+          std::min<uint32_t>(mixer, std::numeric_limits<int32_t>::max())));
+    }
+    absl::StatusOr<Placement> placement =
+        Placement::FromIndices(config_, mixers);
+    const std::string name = absl::StrCat("placement ", entry.placement_id());
+    if (!placement.ok()) return Annotate(placement.status(), name);
+    const auto [it, is_new] =
+        placements_.emplace(entry.placement_id(), *placement);
+    if (!is_new && it->second != *placement) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, " was another one before"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Executor::Start(const v1::StepPlan& plan) {
+  const SequenceLimits limits{config_.vocab_size, limits_.max_context_tokens};
+  for (const v1::SequenceStart& start : plan.started()) {
+    const uint64_t id = start.sequence_id();
+    if (sequences_.count(id) > 0) {
+      return BadSequence(id, "is started, but is running already");
+    }
+    if (static_cast<int64_t>(sequences_.size()) >= limits_.max_num_seqs) {
+      return BadSequence(id, absl::StrCat("is one too many: max_num_seqs is ",
+                                          limits_.max_num_seqs));
+    }
+    const auto placement = placements_.find(start.placement_id());
+    if (placement == placements_.end()) {
+      return BadSequence(id,
+                         absl::StrCat("has placement ", start.placement_id(),
+                                      ", which is not known"));
+    }
+    SY_ASSIGN_OR_RETURN(WorkerSequence sequence,
+                        MakeWorkerSequence(start, placement->second, limits));
+    const auto it = sequences_.emplace(id, std::move(sequence)).first;
+    SY_RETURN_IF_ERROR(output_->Admit(it->second));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<Executor::Work>> Executor::Check(
+    const v1::StepPlan& plan) {
+  std::vector<Work> batch;
+  std::set<uint64_t> ids;
+  int64_t num_tokens = 0;
+  for (const v1::SequenceStep& step : plan.batch()) {
+    if (!ids.insert(step.sequence_id()).second) {
+      return BadSequence(step.sequence_id(), "is twice in the batch");
+    }
+    SY_ASSIGN_OR_RETURN(const Work work, CheckStep(step));
+    num_tokens += work.num_tokens;
+    batch.push_back(work);
+  }
+  if (num_tokens > limits_.max_num_batched_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the batch has ", num_tokens, " tokens, max_num_batched_tokens is ",
+        limits_.max_num_batched_tokens));
+  }
+  return batch;
+}
+
+absl::StatusOr<Executor::Work> Executor::CheckStep(
+    const v1::SequenceStep& step) {
+  const uint64_t id = step.sequence_id();
+  const auto it = sequences_.find(id);
+  if (it == sequences_.end()) return BadSequence(id, "is not known");
+  WorkerSequence& sequence = it->second;
+
+  if (step.num_tokens() == 0) return BadSequence(id, "has no token to run");
+  if (step.start() != static_cast<uint32_t>(sequence.num_cached)) {
+    return BadSequence(
+        id, absl::StrCat("starts at position ", step.start(),
+                         ", its cache ends at ", sequence.num_cached));
+  }
+  const int64_t end = int64_t{step.start()} + step.num_tokens();
+  if (end > sequence.num_tokens()) {
+    return BadSequence(id,
+                       absl::StrCat("runs to position ", end, ", but has only ",
+                                    sequence.num_tokens(), " tokens"));
+  }
+  if (step.sample() && end != sequence.num_tokens()) {
+    return BadSequence(id, absl::StrCat("samples after position ", end, " of ",
+                                        sequence.num_tokens()));
+  }
+  if (end > limits_.max_context_tokens) {
+    return BadSequence(
+        id, absl::StrCat("runs to position ", end, ", max_context_tokens is ",
+                         limits_.max_context_tokens));
+  }
+  const std::string name = absl::StrCat("sequence ", id);
+  if (step.cache_layers_size() != step.cache_ids_size()) {
+    return BadSequence(id, absl::StrCat("has ", step.cache_layers_size(),
+                                        " cache layers, but ",
+                                        step.cache_ids_size(), " cache ids"));
+  }
+  for (int i = 0; i < step.cache_ids_size(); ++i) {
+    SY_RETURN_IF_ERROR(Annotate(
+        cache_->Append(sequence.cache, step.cache_layers(i), step.cache_ids(i)),
+        name));
+  }
+  SY_RETURN_IF_ERROR(Annotate(cache_->CheckCovers(sequence.cache, end), name));
+  return Work{&sequence, static_cast<int32_t>(step.start()),
+              static_cast<int32_t>(step.num_tokens()), step.sample()};
+}
+
+absl::Status Executor::Run(const std::vector<Work>& batch,
+                           v1::StepResult& result) {
+  std::vector<BatchEntry> entries;
+  std::vector<const SequenceCache*> caches;
+  for (const Work& work : batch) {
+    const SequenceCache& cache = work.sequence->cache;
+    entries.push_back({&cache.placement(),
+                       absl::MakeConstSpan(work.sequence->tokens)
+                           .subspan(work.start, work.num_tokens),
+                       work.start});
+    caches.push_back(&cache);
+  }
+  const BatchPlan plan = PlanBatch(entries);
+
+  output_->Begin();
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const Work& work = batch[i];
+    const int32_t first_row = plan.first_rows[i];
+    if (work.sample) {
+      output_->AddSample(*work.sequence, first_row + work.num_tokens - 1);
+    }
+    output_->AddPrompt(*work.sequence, work.start, work.num_tokens, first_row);
+  }
+
+  step_buffer_.Clear();
+  BatchPacker packer(&plan);
+  packer.Pack(caches, *cache_, step_buffer_);
+  output_->Pack(step_buffer_);
+  SY_RETURN_IF_ERROR(step_buffer_.Upload());
+
+  workspace_.Reset();
+  const OpContext context{device_.get(), &workspace_, limits_.batch_invariant};
+  SY_ASSIGN_OR_RETURN(
+      const HiddenState hidden,
+      model_->Forward(context, *group_, packer.Resolve(*cache_, step_buffer_)));
+  SY_RETURN_IF_ERROR(
+      output_->Run(context, *group_, *model_, hidden, step_buffer_));
+
+  if (group_->rank() == 0) output_->Report(result);
+  size_t next_token = 0;
+  for (const Work& work : batch) {
+    work.sequence->num_cached += work.num_tokens;
+    if (work.sample) {
+      work.sequence->tokens.push_back(output_->tokens()[next_token++]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Executor::PreparePlacement(
+    uint64_t epoch, const std::vector<std::string>& mixer_names) {
+  SY_CHECK(model_ != nullptr);
+  // Every mixer is loaded and nothing is captured: to know the placement is
+  // all there is to prepare.
+  SY_RETURN_IF_ERROR(Placement::FromNames(config_, mixer_names).status());
+  prepared_epoch_ = epoch;
+  return absl::OkStatus();
+}
+
+absl::Status Executor::CommitPlacement(uint64_t epoch) {
+  if (prepared_epoch_ != epoch) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("epoch ", epoch, " is to be committed, but ",
+                     prepared_epoch_.has_value()
+                         ? absl::StrCat("epoch ", *prepared_epoch_, " is")
+                         : "none is",
+                     " prepared"));
+  }
+  prepared_epoch_.reset();
+  return absl::OkStatus();
+}
+
+absl::Status Executor::AbortPlacement(uint64_t epoch) {
+  if (prepared_epoch_ == epoch) prepared_epoch_.reset();
+  return absl::OkStatus();
+}
+
+}  // namespace switchyard

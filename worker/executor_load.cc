@@ -1,0 +1,153 @@
+// Loading of an Executor: limits, model, workspace.
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "kernels/status.h"
+#include "model/checkpoint.h"
+#include "model/random_init.h"
+#include "model/weight_table.h"
+#include "worker/collective_group.h"
+#include "worker/executor.h"
+
+namespace switchyard {
+namespace {
+
+// Scratch that ops may take from the workspace, besides the model's.
+constexpr int64_t kOpScratchBytes = int64_t{32} << 20;
+// What the device keeps free beside weights, workspace and arena.
+constexpr int64_t kReserveBytes = int64_t{256} << 20;
+
+absl::StatusOr<DType> ReadDType(const std::string& dtype,
+                                const Device& device) {
+  const bool cpu = device.type() == DeviceType::kCpu;
+  if (dtype == "fp32" || (cpu && (dtype.empty() || dtype == "auto"))) {
+    return DType::kF32;
+  }
+  if (dtype == "bf16" && cpu) {
+    return absl::UnimplementedError(
+        "dtype bf16 is not supported on the CPU, which computes in fp32");
+  }
+  if (dtype == "bf16" || dtype.empty() || dtype == "auto") return DType::kBF16;
+  return absl::InvalidArgumentError(
+      absl::StrCat("dtype is \"", dtype, "\", should be auto, fp32 or bf16"));
+}
+
+absl::Status CheckPositive(uint32_t value, const char* field) {
+  if (value >= 1 && value <= std::numeric_limits<int32_t>::max()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, " is ", value, ", should be at least 1"));
+}
+
+}  // namespace
+
+absl::StatusOr<v1::ConfigureResponse> Executor::Load(
+    const v1::ConfigureRequest& request, Collective& collective,
+    LoadProgress& progress) {
+  SY_CHECK(model_ == nullptr);
+  collective_ = &collective;
+  group_ = std::make_unique<CollectiveGroup>(&collective, device_->stream());
+  SY_ASSIGN_OR_RETURN(const DType dtype, ReadDType(request.dtype(), *device_));
+  SY_ASSIGN_OR_RETURN(config_, request.random_init().empty()
+                                   ? LoadModelConfig(request.model_dir())
+                                   : NamedShape(request.random_init()));
+  if (Fingerprint(config_) != request.config_fingerprint()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("config_fingerprint: the model in ",
+                     request.random_init().empty() ? request.model_dir()
+                                                   : request.random_init(),
+                     " is not the coordinator's"));
+  }
+  SY_RETURN_IF_ERROR(ReadLimits(request));
+  SY_RETURN_IF_ERROR(ValidateTensorParallel(config_, collective.world_size()));
+
+  CacheSpecOptions cache;
+  cache.world_size = collective.world_size();
+  cache.block_size = static_cast<int32_t>(request.block_size());
+  cache.kv_element_bytes = static_cast<int32_t>(DTypeBytes(dtype));
+  SY_ASSIGN_OR_RETURN(cache_spec_, CacheSpec::Create(config_, cache));
+  SY_RETURN_IF_ERROR(LoadModel(request, dtype, progress));
+
+  OutputOptions output;
+  output.vocab_size = config_.vocab_size;
+  output.max_num_seqs = limits_.max_num_seqs;
+  output.reports = collective.rank() == 0;
+  SY_ASSIGN_OR_RETURN(output_, OutputStage::Create(device_.get(), output));
+  SY_RETURN_IF_ERROR(AllocateWorkspace());
+
+  SY_ASSIGN_OR_RETURN(const int64_t free_bytes, device_->FreeBytes());
+  v1::ConfigureResponse response;
+  response.set_device(device_->name());
+  response.set_weights_bytes(model_->weights_bytes());
+  response.set_available_cache_bytes(
+      std::max<int64_t>(0, free_bytes - kReserveBytes));
+  response.set_kv_element_bytes(cache.kv_element_bytes);
+  return response;
+}
+
+absl::Status Executor::ReadLimits(const v1::ConfigureRequest& request) {
+  SY_RETURN_IF_ERROR(CheckPositive(request.max_num_seqs(), "max_num_seqs"));
+  SY_RETURN_IF_ERROR(CheckPositive(request.max_num_batched_tokens(),
+                                   "max_num_batched_tokens"));
+  SY_RETURN_IF_ERROR(CheckPositive(request.block_size(), "block_size"));
+  limits_.max_num_seqs = static_cast<int32_t>(request.max_num_seqs());
+  limits_.max_num_batched_tokens =
+      static_cast<int32_t>(request.max_num_batched_tokens());
+  limits_.batch_invariant = request.batch_invariant();
+  limits_.poison_freed_cache = request.poison_freed_cache();
+
+  const uint32_t model_tokens =
+      static_cast<uint32_t>(config_.max_position_embeddings);
+  if (request.max_context_tokens() > model_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_context_tokens is ", request.max_context_tokens(),
+        ", the model's max_position_embeddings is ", model_tokens));
+  }
+  limits_.max_context_tokens = static_cast<int32_t>(
+      request.max_context_tokens() == 0 ? model_tokens
+                                        : request.max_context_tokens());
+  return absl::OkStatus();
+}
+
+absl::Status Executor::LoadModel(const v1::ConfigureRequest& request,
+                                 DType dtype, LoadProgress& progress) {
+  std::unique_ptr<WeightSource> source;
+  if (request.random_init().empty()) {
+    SY_ASSIGN_OR_RETURN(source, Checkpoint::Open(request.model_dir(), config_));
+  } else {
+    source = std::make_unique<RandomWeights>(config_);
+  }
+  progress.bytes_total =
+      WeightBytesPerRank(config_, collective_->world_size(),
+                         static_cast<int32_t>(DTypeBytes(dtype)));
+  TransformerOptions options;
+  options.rank = collective_->rank();
+  options.world_size = collective_->world_size();
+  options.activation = dtype;
+  options.kv_dtype = dtype;
+  options.max_positions = limits_.max_context_tokens;
+  options.progress = [&progress](int64_t bytes) {
+    progress.bytes_loaded = bytes;
+  };
+  SY_ASSIGN_OR_RETURN(
+      model_, Transformer::Load(device_.get(), config_, *cache_spec_, *source,
+                                std::move(options)));
+  return absl::OkStatus();
+}
+
+absl::Status Executor::AllocateWorkspace() {
+  // A logits row per token at most, and one slab of them at a time.
+  const int64_t bytes = model_->WorkspaceBytes(limits_.max_num_batched_tokens,
+                                               output_->max_logits_rows()) +
+                        output_->ScratchBytes() + kOpScratchBytes;
+  SY_ASSIGN_OR_RETURN(workspace_buffer_, device_->Allocate(bytes));
+  workspace_ = Workspace(workspace_buffer_.get(), bytes);
+  return absl::OkStatus();
+}
+
+}  // namespace switchyard

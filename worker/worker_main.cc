@@ -1,0 +1,172 @@
+#include "worker/worker_main.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "worker/worker_service.h"
+
+namespace switchyard {
+namespace {
+
+// Leaving may take this long, then the kernel ends the process: a group that
+// is over must not hold its devices because a step is stuck.
+constexpr unsigned kExitSeconds = 10;
+
+absl::StatusOr<int> ParseInt(absl::string_view flag, absl::string_view text,
+                             int low, int high) {
+  int value;
+  if (!absl::SimpleAtoi(text, &value) || value < low || value > high) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(flag, " is \"", text, "\"; it must be a number from ", low,
+                     " to ", high));
+  }
+  return value;
+}
+
+absl::Status CheckDevice(absl::string_view device) {
+  absl::string_view index = device;
+  int number;
+  if (device == "auto" || device == "cpu" || device == "cuda" ||
+      (absl::ConsumePrefix(&index, "cuda:") &&
+       absl::SimpleAtoi(index, &number) && number >= 0)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "--device is \"", device, "\"; it must be auto, cpu, cuda or cuda:N"));
+}
+
+int Fail(const absl::Status& status, int exit_code) {
+  std::fprintf(stderr, "switchyard worker: %s\n",
+               std::string(status.message()).c_str());
+  return exit_code;
+}
+
+int Serve(const WorkerOptions& options,
+          const WorkerBackendFactory& make_backend) {
+  // Blocked here, and so in every thread that starts later; only sigwait below
+  // takes them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);  // a lost peer is an error of the write
+  if (options.exit_with_parent) prctl(PR_SET_PDEATHSIG, SIGTERM);
+
+  absl::StatusOr<WorkerBackend> backend = make_backend(options);
+  if (!backend.ok()) return Fail(backend.status(), 1);
+  WorkerServiceOptions service_options;
+  service_options.host = options.listen;
+  service_options.port = options.port;
+  service_options.session.collective_timeout = options.collective_timeout;
+  absl::StatusOr<std::unique_ptr<WorkerService>> service = WorkerService::Start(
+      *std::move(backend), service_options, [] { kill(getpid(), SIGTERM); });
+  if (!service.ok()) return Fail(service.status(), 1);
+  std::printf("worker listening on %s:%d\n", options.listen.c_str(),
+              (*service)->port());
+  std::fflush(stdout);
+
+  int signal_number = 0;
+  sigwait(&signals, &signal_number);  // from outside, or from our own session
+  alarm(kExitSeconds);
+  const absl::Status outcome =
+      (*service)->session().outcome().value_or(absl::OkStatus());
+  service->reset();
+  return outcome.ok() ? 0 : Fail(outcome, 1);
+}
+
+}  // namespace
+
+std::string WorkerHelp() {
+  return
+      R"(switchyard worker: one rank of a tensor-parallel group, for a coordinator to find.
+
+It waits for a coordinator (`switchyard coordinator --workers HOST:PORT,...`), which tells it the
+model and its rank, and serves that one group until the coordinator goes away. Then it exits; let
+your process manager start it again. `switchyard serve` starts its own workers.
+
+usage: switchyard worker [flags]
+  --port N                 port to listen on; 0 picks one (default 9000)
+  --listen ADDRESS         address to listen on; 0.0.0.0 for all (default 127.0.0.1)
+  --device DEVICE          auto, cpu, cuda or cuda:N (default auto: CUDA if there is one)
+  --threads N              threads of the CPU device (default: as many as there are cores)
+  --collective-timeout S   seconds that a step waits for a silent peer (default 20)
+  --exit-with-parent       stop when the process that started this one does
+  --help                   this text
+)";
+}
+
+absl::StatusOr<WorkerOptions> ParseWorkerOptions(
+    absl::Span<const std::string> args) {
+  WorkerOptions options;
+  for (size_t i = 0; i < args.size(); ++i) {
+    std::string flag = args[i];
+    std::optional<std::string> value;  // of --flag=value
+    if (const size_t equals = flag.find('=');
+        absl::StartsWith(flag, "--") && equals != std::string::npos) {
+      value = flag.substr(equals + 1);
+      flag.resize(equals);
+    }
+    if (flag == "--help" || flag == "-h") {
+      options.help = true;
+      continue;
+    }
+    if (flag == "--exit-with-parent" && !value.has_value()) {
+      options.exit_with_parent = true;
+      continue;
+    }
+    if (flag != "--port" && flag != "--listen" && flag != "--device" &&
+        flag != "--threads" && flag != "--collective-timeout") {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "unknown argument \"", args[i], "\"; --help lists the flags"));
+    }
+    if (!value.has_value()) {
+      if (i + 1 == args.size())
+        return absl::InvalidArgumentError(absl::StrCat(flag, " needs a value"));
+      value = args[++i];
+    }
+    absl::StatusOr<int> number = 0;
+    if (flag == "--listen") {
+      options.listen = *value;
+    } else if (flag == "--device") {
+      const absl::Status known = CheckDevice(*value);
+      if (!known.ok()) return known;
+      options.device = *value;
+    } else if (flag == "--port") {
+      number = ParseInt(flag, *value, 0, 65535);
+      options.port = number.value_or(0);
+    } else if (flag == "--threads") {
+      number = ParseInt(flag, *value, 1, 1024);
+      options.num_threads = number.value_or(0);
+    } else {
+      number = ParseInt(flag, *value, 1, 86400);
+      options.collective_timeout = absl::Seconds(number.value_or(0));
+    }
+    if (!number.ok()) return number.status();
+  }
+  return options;
+}
+
+int WorkerMain(absl::Span<const std::string> args,
+               const WorkerBackendFactory& make_backend) {
+  const absl::StatusOr<WorkerOptions> options = ParseWorkerOptions(args);
+  if (!options.ok()) return Fail(options.status(), 2);
+  if (options->help) {
+    std::fputs(WorkerHelp().c_str(), stdout);
+    return 0;
+  }
+  return Serve(*options, make_backend);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,48 @@
+// The `switchyard worker` command: one rank, as a process.
+#ifndef SWITCHYARD_WORKER_WORKER_MAIN_H_
+#define SWITCHYARD_WORKER_WORKER_MAIN_H_
+
+#include <functional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "worker/step_executor.h"
+
+namespace switchyard {
+
+struct WorkerOptions {
+  std::string listen = "127.0.0.1";  // address
+  int port = 9000;                   // 0 picks one
+  std::string device = "auto";       // auto, cpu, cuda or cuda:N
+  int num_threads = 0;               // of the CPU device; 0: its choice
+  absl::Duration collective_timeout = absl::Seconds(20);
+  bool exit_with_parent = false;
+  bool help = false;
+};
+
+// `args` without the program's and the command's name. kInvalidArgument names
+// the flag.
+absl::StatusOr<WorkerOptions> ParseWorkerOptions(
+    absl::Span<const std::string> args);
+
+// What `switchyard worker --help` prints.
+std::string WorkerHelp();
+
+// Makes the backend of a device. kInvalidArgument or kUnavailable names the
+// device that is unknown or not there.
+using WorkerBackendFactory =
+    std::function<absl::StatusOr<WorkerBackend>(const WorkerOptions&)>;
+
+// Serves one group and returns the process's exit code: 0 after a clean
+// shutdown (by the coordinator or SIGTERM), 1 when the group was lost, 2 for
+// bad arguments. Prints `worker listening on HOST:PORT` on stdout when ready,
+// and on stderr the reason for any other code. Call it from the main thread,
+// before other threads start: it blocks SIGTERM and SIGINT in all of them.
+int WorkerMain(absl::Span<const std::string> args,
+               const WorkerBackendFactory& make_backend);
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_WORKER_WORKER_MAIN_H_
