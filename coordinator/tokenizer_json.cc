@@ -94,18 +94,17 @@ absl::Status ParsePreTokenizer(const JsonField& pre_tokenizer,
   for (size_t i = 0; i < leaves.size(); ++i) {
     const JsonField& leaf = leaves[i];
     SY_ASSIGN_OR_RETURN(const std::string type, leaf.Get("type").String());
-    const bool last = i + 1 == leaves.size();
     if (type == "Split") {
       SY_ASSIGN_OR_RETURN(SplitStep step, ParseSplit(leaf));
       spec->splits.push_back(std::move(step));
-    } else if (type != "ByteLevel") {
+      continue;
+    }
+    if (type != "ByteLevel") {
       return leaf.Get("type").Unsupported(
           absl::StrCat("the pre-tokenizer ", type));
-    } else if (!last) {
-      return leaf.Unsupported("a pre-tokenizer behind ByteLevel");
     }
-    if (last && type != "ByteLevel") break;
-    if (type != "ByteLevel") continue;
+    if (i + 1 < leaves.size())
+      return leaf.Unsupported("a pre-tokenizer behind ByteLevel");
     SY_ASSIGN_OR_RETURN(spec->add_prefix_space,
                         leaf.Get("add_prefix_space").Bool(true));
     SY_ASSIGN_OR_RETURN(const bool use_regex, leaf.Get("use_regex").Bool(true));
