@@ -3,7 +3,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
-#include <iterator>
+#include <sstream>
 #include <utility>
 #include <vector>
 
@@ -94,14 +94,14 @@ absl::StatusOr<Presets> LoadPresets(const std::string& path,
                                     const ModelConfig& config) {
   errno = 0;
   std::ifstream file(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file),
-                         std::istreambuf_iterator<char>()};
-  if (!file.is_open() || file.bad() || errno == EISDIR) {
-    return absl::NotFoundError(
-        absl::StrCat(path, ": cannot read the presets: ",
-                     errno != 0 ? std::strerror(errno) : "read error"));
+  std::ostringstream text;
+  text << file.rdbuf();
+  // Copying nothing is a failure too; an empty file is the parser's to refuse.
+  if (!file.is_open() || (text.fail() && errno != 0)) {
+    return absl::NotFoundError(absl::StrCat(
+        path, ": cannot read the presets: ", std::strerror(errno)));
   }
-  return ParsePresets(text, path, config);
+  return ParsePresets(text.str(), path, config);
 }
 
 Presets UniformPresets(const ModelConfig& config) {

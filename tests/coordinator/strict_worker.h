@@ -1,0 +1,77 @@
+// A worker that computes nothing but believes nothing: it applies plans as
+// worker.proto says and records every way in which one is not legal.
+//
+// Its cache is real enough to catch stale or shared units: every block
+// remembers which tokens of which sequence were written to it, every slot a
+// digest of the tokens it has absorbed, and each step reads back all that its
+// positions may see. The token it samples is a digest of the tokens so far and
+// the placement, so it depends on nothing else that is in the batch.
+#ifndef SWITCHYARD_TESTS_COORDINATOR_STRICT_WORKER_H_
+#define SWITCHYARD_TESTS_COORDINATOR_STRICT_WORKER_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "model/cache_spec.h"
+#include "model/config.h"
+#include "model/placement.h"
+#include "switchyard/v1/worker.pb.h"
+
+namespace switchyard {
+
+class StrictWorker {
+ public:
+  // `config` is borrowed.
+  StrictWorker(const ModelConfig* config, CacheSpec spec, int64_t arena_bytes,
+               uint32_t vocab_size);
+
+  // The token that follows `tokens`.
+  static uint32_t Next(const std::vector<uint32_t>& tokens,
+                       const Placement& placement, uint32_t vocab_size);
+
+  v1::StepResult Execute(const v1::StepPlan& plan);
+
+  // What was wrong with the plans so far; empty: nothing.
+  const std::vector<std::string>& complaints() const { return complaints_; }
+  // The sequences it remembers, ascending.
+  std::vector<uint64_t> sequence_ids() const;
+
+ private:
+  struct Layer {
+    std::vector<uint32_t> table;  // block table, or the one slot
+  };
+  struct State {
+    Placement placement;
+    std::vector<uint32_t> tokens;
+    int64_t num_cached = 0;
+    std::vector<Layer> layers;
+  };
+  // What a unit holds: per position of a block, or of a slot in entry 0, a
+  // digest of the tokens up to there.
+  struct Unit {
+    int64_t num_bytes = 0;
+    std::vector<uint64_t> content;
+  };
+
+  void Forget(uint64_t id);
+  void Start(const v1::SequenceStart& start);
+  void Take(uint64_t id, State* state, const v1::SequenceStep& step);
+  void Run(uint64_t id, State* state, const v1::SequenceStep& step);
+  void Complain(uint64_t id, const std::string& what);
+
+  const ModelConfig* config_;
+  CacheSpec spec_;
+  int64_t arena_bytes_;
+  uint32_t vocab_size_;
+  uint64_t last_step_id_ = 0;
+  std::map<uint32_t, Placement> placements_;
+  std::map<uint64_t, State> states_;
+  std::map<uint32_t, Unit> units_;  // held, by cache id
+  std::vector<std::string> complaints_;
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_TESTS_COORDINATOR_STRICT_WORKER_H_
