@@ -19,6 +19,7 @@
 #include "kernels/cuda_device.h"
 #include "kernels/cuda_status.h"
 #include "kernels/op_context.h"
+#include "kernels/status.h"
 #include "kernels/tensor.h"
 
 namespace switchyard::cuda {
@@ -80,6 +81,11 @@ __device__ __forceinline__ float LoadAs(const void* p, DType dtype,
                                         int64_t index) {
   return dtype == DType::kF32 ? static_cast<const float*>(p)[index]
                               : ToFloat(static_cast<const bf16*>(p)[index]);
+}
+
+template <typename T>
+__device__ __forceinline__ T* RowOf(const MatrixView& view, int64_t row) {
+  return static_cast<T*>(view.data) + row * view.row_stride;
 }
 
 // ---- Arithmetic ----

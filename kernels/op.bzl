@@ -1,7 +1,8 @@
 """op: one op of kernels/ as one target, out of the files that bear its name.
 
 X.h is the contract, X.cc validates and dispatches, X_cpu*.cc are the CPU implementation. An
-X_cuda.cu, where there is one, joins as :X_cuda by being there; it is empty in a build without CUDA.
+X_cuda.cu and X_*_cuda.cu, where there are any, join by being there, each as a target of its own;
+they are empty in a build without CUDA.
 """
 
 load("//third_party/cuda:cuda_library.bzl", "cuda_library")
@@ -20,14 +21,14 @@ CPU_COPTS = [
 
 def op(name, deps = []):
     cuda = []
-    if native.glob([name + "_cuda.cu"]):
+    for src in native.glob([name + "_cuda.cu", name + "_*_cuda.cu"]):
         cuda_library(
-            name = name + "_cuda",
-            src = name + "_cuda.cu",
-            hdrs = native.glob(["*_cuda.h", "cuda_*.h", "*.cuh"]),
+            name = src[:-len(".cu")],
+            src = src,
+            hdrs = native.glob(["*_cuda.h", "cuda_*.h"]),
             deps = [":contracts"],
         )
-        cuda = [":" + name + "_cuda"]
+        cuda.append(":" + src[:-len(".cu")])
     native.cc_library(
         name = name,
         srcs = native.glob([name + ".cc", name + "_cpu*.cc", name + "_cpu*.h"]),

@@ -1,0 +1,154 @@
+// The PTX instructions the tensor-core kernels are written in, one function
+// each (PTX ISA 8.x): ldmatrix, mma.sync, cp.async, mbarrier, the bulk tensor
+// copy.
+#ifndef SWITCHYARD_KERNELS_CUDA_PTX_H_
+#define SWITCHYARD_KERNELS_CUDA_PTX_H_
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace switchyard::cuda {
+
+__device__ __forceinline__ uint32_t SharedAddress(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// ---- Fragments ----
+
+// Four 8x8 matrices of 16-bit elements; lanes 8i..8i+7 give the row addresses
+// of matrix i.
+__device__ __forceinline__ void LoadMatrix4(uint32_t (&r)[4],
+                                            uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void LoadMatrix4Transposed(uint32_t (&r)[4],
+                                                      uint32_t address) {
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+      : "r"(address)
+      : "memory");
+}
+
+// c[16x8] += a[16x16] b[16x8], bf16 operands, fp32 accumulators. With g = lane
+// / 4 and t = lane % 4: a = rows {g, g+8, g, g+8}, columns {2t, 2t, 2t+8, 2t+8}
+// and the next one; b = rows {2t, 2t+8} and the next one, column g; c = rows
+// {g, g, g+8, g+8}, columns {2t, 2t+1, 2t, 2t+1}.
+__device__ __forceinline__ void Mma(float (&c)[4], uint32_t a0, uint32_t a1,
+                                    uint32_t a2, uint32_t a3, uint32_t b0,
+                                    uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Two floats as a bf16 pair, `low` in the lower half.
+__device__ __forceinline__ uint32_t PackBf16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+__device__ __forceinline__ float2 UnpackBf16(uint32_t pair) {
+  return make_float2(__uint_as_float(pair << 16),
+                     __uint_as_float(pair & 0xffff0000u));
+}
+
+// ---- cp.async ----
+
+// 16 bytes past L1; zeros instead where `valid` is false.
+__device__ __forceinline__ void CopyAsync16(uint32_t shared, const void* global,
+                                            bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared),
+               "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int Pending>
+__device__ __forceinline__ void WaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// ---- mbarrier ----
+
+__device__ __forceinline__ void InitBarrier(uint64_t* barrier, int count) {
+  asm volatile(
+      "mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
+      "r"(count)
+      : "memory");
+}
+// Makes initialised barriers visible to the copy engine.
+__device__ __forceinline__ void FenceBarrierInit() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void Arrive(uint64_t* barrier) {
+  asm volatile(
+      "mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier))
+      : "memory");
+}
+__device__ __forceinline__ void ArriveExpect(uint64_t* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                   SharedAddress(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ bool TryWaitBarrier(uint64_t* barrier, int parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(SharedAddress(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+// Returns once the phase of `parity` is over.
+__device__ __forceinline__ void WaitBarrier(uint64_t* barrier, int parity) {
+  while (!TryWaitBarrier(barrier, parity)) {
+  }
+}
+
+// ---- Bulk tensor copy ----
+
+__device__ __forceinline__ uint64_t EvictFirstPolicy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ uint64_t EvictLastPolicy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// The box of `map` at (column, row) to shared memory; its bytes are counted by
+// `barrier`. Elements outside the tensor arrive as zeros, and count.
+__device__ __forceinline__ void CopyBox(void* shared, const CUtensorMap* map,
+                                        int column, int row, uint64_t* barrier,
+                                        uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::"
+      "bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(
+          SharedAddress(shared)),
+      "l"(map), "r"(column), "r"(row), "r"(SharedAddress(barrier)), "l"(policy)
+      : "memory");
+}
+__device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+}  // namespace switchyard::cuda
+
+#endif  // SWITCHYARD_KERNELS_CUDA_PTX_H_

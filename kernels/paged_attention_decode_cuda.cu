@@ -1,0 +1,640 @@
+// Decode attention: bound by reading the KV cache once (Dao et al. 2023,
+// "Flash-Decoding", for the split along the sequence).
+//
+// The work is a line of units: 64 cached positions of one KV head of one
+// sequence, ordered by (sequence, head, unit). A fixed grid shares the line out
+// evenly, so the launch does not depend on the lengths. Within a block each
+// warp takes 16 positions of every unit, with its own ring of shared-memory
+// stages. All query heads of a KV head are the rows of one 16-row tensor-core
+// tile.
+//
+// A (sequence, head) that falls to one block is finished there; otherwise every
+// block leaves a partial (maximum, sum, output), and the last to arrive merges
+// them in block order, so that bits do not depend on who was last.
+#include <algorithm>
+
+#include "kernels/backends.h"
+#include "kernels/cuda_common.h"
+#include "kernels/cuda_paging.h"
+#include "kernels/cuda_ptx.h"
+#include "kernels/paged_attention_cuda.h"
+
+namespace switchyard::internal {
+namespace {
+
+using namespace switchyard::cuda;
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarpSize;
+constexpr int kTileKeys = 16;  // of one warp
+constexpr int kUnitKeys = kWarps * kTileKeys;
+constexpr int kMinUnits = 2;  // worth a block
+constexpr int kMaxGroup = 16;
+constexpr int kMaxSeqs = 4096;
+constexpr float kLog2e = 1.4426950408889634f;
+
+struct DecodeParams {
+  Paging paging;
+  const int32_t* context_lens;
+  int32_t num_seqs;
+  int32_t num_kv_heads;
+  int32_t group;  // query heads of a KV head
+  int32_t window;
+  float scale;    // times log2(e)
+  const bf16* q;  // row i belongs to sequence i
+  const bf16* k;
+  const bf16* v;
+  int64_t q_stride, k_stride, v_stride;
+  const float* rope_table;
+  bf16* out;
+  int64_t out_stride;
+  // Of block b, slot 0 if it is the block's first segment, else 1.
+  float* partial_out;   // [blocks, 2, group, head_size]
+  float2* partial_sum;  // [blocks, 2, group] (maximum, sum)
+  int32_t* counters;    // [num_seqs * num_kv_heads], zero before and after
+};
+
+template <int D, bool Big>
+constexpr int NumStages() {
+  if (D == 256) return Big ? 2 : 3;
+  return D == 128 ? 3 : 6;
+}
+template <int D>
+constexpr int TileBytes() {  // keys, then values
+  return 2 * kTileKeys * D * 2;
+}
+
+// Where 16-byte chunk j of row r lies in its row, so that eight rows of one
+// chunk meet different banks.
+template <int D>
+__device__ __forceinline__ int Swizzle(int r, int j) {
+  if constexpr (D >= 64) return j ^ (r & 7);
+  if constexpr (D == 32) return j ^ ((r >> 1) & 3);
+  return j ^ ((r >> 2) & 1);
+}
+
+// The cached positions a sequence's new token sees: [begin, context), cut into
+// units from `first`, a multiple of 16.
+struct SeqSpan {
+  int32_t context, begin, first, units;
+  __device__ __forceinline__ SeqSpan(int32_t context, int32_t window)
+      : context(context) {
+    begin = window > 0 ? max(0, context + 1 - window) : 0;
+    first = begin & ~(kTileKeys - 1);
+    units = max(1, (context - first + kUnitKeys - 1) / kUnitKeys);
+  }
+};
+
+// A place on the line of units.
+struct Cursor {
+  int32_t seq, head, unit;
+  SeqSpan span;
+
+  __device__ __forceinline__ Cursor(const DecodeParams& p,
+                                    const int32_t* units_before, int64_t index)
+      : span(0, 0) {
+    int32_t low = 0, high = p.num_seqs - 1;
+    while (low < high) {
+      const int32_t middle = (low + high + 1) / 2;
+      if (int64_t{units_before[middle]} * p.num_kv_heads <= index)
+        low = middle;
+      else
+        high = middle - 1;
+    }
+    seq = low;
+    span = SeqSpan(p.context_lens[seq], p.window);
+    const int64_t rest = index - int64_t{units_before[low]} * p.num_kv_heads;
+    head = static_cast<int32_t>(rest / span.units);
+    unit = static_cast<int32_t>(rest % span.units);
+  }
+  __device__ __forceinline__ void Advance(const DecodeParams& p) {
+    if (++unit < span.units) return;
+    unit = 0;
+    if (++head < p.num_kv_heads) return;
+    head = 0;
+    if (++seq < p.num_seqs) span = SeqSpan(p.context_lens[seq], p.window);
+  }
+  __device__ __forceinline__ int32_t TileBegin(int warp) const {
+    return span.first + unit * kUnitKeys + warp * kTileKeys;
+  }
+};
+
+// One warp's running softmax over its keys: rows g = lane / 4 and, in BIG
+// groups, g + 8 of the 16 query heads; see Mma for the columns.
+template <int D, bool Big>
+struct State {
+  static constexpr int kRows = Big ? 2 : 1;
+  uint32_t q[D / 8][kRows];  // A fragments: chunk j, row half
+  float out[D / 8][4];
+  float top[kRows];  // running maximum, in units of log2
+  float sum[kRows];  // of this lane's columns only
+};
+
+// Rotates a pair of adjacent elements, at columns i and i + D / 2 of a head.
+__device__ __forceinline__ void RotatePair(uint32_t& first, uint32_t& second,
+                                           float2 cosine, float2 sine) {
+  const float2 a = UnpackBf16(first), b = UnpackBf16(second);
+  first =
+      PackBf16(a.x * cosine.x - b.x * sine.x, a.y * cosine.y - b.y * sine.y);
+  second =
+      PackBf16(b.x * cosine.x + a.x * sine.x, b.y * cosine.y + a.y * sine.y);
+}
+
+template <int D, bool Big>
+__device__ __forceinline__ void LoadQuery(const DecodeParams& p,
+                                          const Cursor& at,
+                                          State<D, Big>& state) {
+  const int lane = threadIdx.x % kWarpSize, column = lane % 4 * 2;
+  const float* angles = p.rope_table + int64_t{at.span.context} * D;
+#pragma unroll
+  for (int half = 0; half < State<D, Big>::kRows; ++half) {
+    const int row = lane / 4 + half * 8;
+    const bf16* q = p.q + at.seq * p.q_stride +
+                    int64_t{at.head * p.group + row} * D + column;
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j)
+      state.q[j][half] =
+          row < p.group ? *reinterpret_cast<const uint32_t*>(q + j * 8) : 0;
+  }
+#pragma unroll
+  for (int j = 0; j < D / 16; ++j) {
+    const float2 cosine =
+        *reinterpret_cast<const float2*>(angles + j * 8 + column);
+    const float2 sine =
+        *reinterpret_cast<const float2*>(angles + D / 2 + j * 8 + column);
+#pragma unroll
+    for (int half = 0; half < State<D, Big>::kRows; ++half)
+      RotatePair(state.q[j][half], state.q[j + D / 16][half], cosine, sine);
+  }
+#pragma unroll
+  for (int half = 0; half < State<D, Big>::kRows; ++half) {
+    state.top[half] = -INFINITY;
+    state.sum[half] = 0;
+  }
+#pragma unroll
+  for (int j = 0; j < D / 8; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) state.out[j][e] = 0;
+  }
+}
+
+// The new token: appends its rotated key and its value to the cache, and
+// starts the softmax with it.
+template <int D, bool Big>
+__device__ __forceinline__ void AttendNew(const DecodeParams& p,
+                                          const Cursor& at,
+                                          State<D, Big>& state) {
+  const int lane = threadIdx.x % kWarpSize, column = lane % 4 * 2;
+  const int32_t position = at.span.context;
+  const float* angles = p.rope_table + int64_t{position} * D;
+  const bf16* k = p.k + at.seq * p.k_stride + int64_t{at.head} * D + column;
+  const bf16* v = p.v + at.seq * p.v_stride + int64_t{at.head} * D + column;
+  std::byte* key =
+      p.paging.Key(p.paging.Id(at.seq, position), at.head, position);
+  bf16* key_out = reinterpret_cast<bf16*>(key) + column;
+  bf16* value_out =
+      reinterpret_cast<bf16*>(key + p.paging.ValueOffset()) + column;
+  float score[State<D, Big>::kRows] = {};
+#pragma unroll
+  for (int j = 0; j < D / 16; ++j) {
+    uint32_t first = *reinterpret_cast<const uint32_t*>(k + j * 8);
+    uint32_t second = *reinterpret_cast<const uint32_t*>(k + D / 2 + j * 8);
+    RotatePair(
+        first, second,
+        *reinterpret_cast<const float2*>(angles + j * 8 + column),
+        *reinterpret_cast<const float2*>(angles + D / 2 + j * 8 + column));
+    if (lane < 4) {
+      *reinterpret_cast<uint32_t*>(key_out + j * 8) = first;
+      *reinterpret_cast<uint32_t*>(key_out + D / 2 + j * 8) = second;
+    }
+    const float2 a = UnpackBf16(first), b = UnpackBf16(second);
+#pragma unroll
+    for (int half = 0; half < State<D, Big>::kRows; ++half) {
+      const float2 x = UnpackBf16(state.q[j][half]);
+      const float2 y = UnpackBf16(state.q[j + D / 16][half]);
+      score[half] += x.x * a.x + x.y * a.y + y.x * b.x + y.y * b.y;
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < State<D, Big>::kRows; ++half) {
+    score[half] += __shfl_xor_sync(kFullWarp, score[half], 1);
+    score[half] += __shfl_xor_sync(kFullWarp, score[half], 2);
+    state.top[half] = score[half] * p.scale;
+    state.sum[half] = lane % 4 == 0 ? 1.0f : 0.0f;
+  }
+#pragma unroll
+  for (int j = 0; j < D / 8; ++j) {
+    const uint32_t pair = *reinterpret_cast<const uint32_t*>(v + j * 8);
+    if (lane < 4) *reinterpret_cast<uint32_t*>(value_out + j * 8) = pair;
+    const float2 x = UnpackBf16(pair);
+    state.out[j][0] = x.x;
+    state.out[j][1] = x.y;
+    if constexpr (Big) {
+      state.out[j][2] = x.x;
+      state.out[j][3] = x.y;
+    }
+  }
+}
+
+// Starts the copy of one warp's 16 keys and values; positions the token does
+// not see become zeros.
+template <int D>
+__device__ __forceinline__ void CopyTile(const DecodeParams& p,
+                                         const Cursor& at, int32_t begin,
+                                         uint32_t id, uint32_t shared) {
+  constexpr int kChunks = D / 8;
+  const int lane = threadIdx.x % kWarpSize;
+  const std::byte* keys = p.paging.Key(id, at.head, begin);
+  const std::byte* values = keys + p.paging.ValueOffset();
+#pragma unroll
+  for (int i = 0; i < kTileKeys * kChunks / kWarpSize; ++i) {
+    const int chunk = i * kWarpSize + lane;
+    const int row = chunk / kChunks, j = chunk % kChunks;
+    const bool valid =
+        begin + row >= at.span.begin && begin + row < at.span.context;
+    const uint32_t to = shared + (row * kChunks + Swizzle<D>(row, j)) * 16;
+    CopyAsync16(to, keys + chunk * 16, valid);
+    CopyAsync16(to + kTileKeys * D * 2, values + chunk * 16, valid);
+  }
+}
+
+template <int D, bool Big>
+__device__ __forceinline__ void AttendTile(const DecodeParams& p,
+                                           const SeqSpan& span, int32_t begin,
+                                           uint32_t shared,
+                                           State<D, Big>& state) {
+  constexpr int kChunks = D / 8, kRows = State<D, Big>::kRows;
+  const int lane = threadIdx.x % kWarpSize;
+  const int matrix = lane / 8, matrix_row = lane % 8;
+  float score[2][4] = {};  // keys 0-7 and 8-15 of the tile
+  {
+    const int row = matrix / 2 * 8 + matrix_row;
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step) {
+      uint32_t key[4];
+      const int chunk = Swizzle<D>(row, step * 2 + matrix % 2);
+      LoadMatrix4(key, shared + (row * kChunks + chunk) * 16);
+      const uint32_t a1 = Big ? state.q[2 * step][kRows - 1] : 0;
+      const uint32_t a3 = Big ? state.q[2 * step + 1][kRows - 1] : 0;
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+        Mma(score[n], state.q[2 * step][0], a1, state.q[2 * step + 1][0], a3,
+            key[2 * n], key[2 * n + 1]);
+    }
+  }
+  const bool partial = begin < span.begin || begin + kTileKeys > span.context;
+  float top[kRows];
+#pragma unroll
+  for (int half = 0; half < kRows; ++half) {
+    top[half] = state.top[half];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float& x = score[n][half * 2 + e];
+        x *= p.scale;
+        if (partial) {
+          const int32_t position = begin + n * 8 + lane % 4 * 2 + e;
+          if (position < span.begin || position >= span.context) x = -INFINITY;
+        }
+        top[half] = fmaxf(top[half], x);
+      }
+    }
+    top[half] = fmaxf(top[half], __shfl_xor_sync(kFullWarp, top[half], 1));
+    top[half] = fmaxf(top[half], __shfl_xor_sync(kFullWarp, top[half], 2));
+  }
+  bool grew = false;
+#pragma unroll
+  for (int half = 0; half < kRows; ++half)
+    grew = grew || top[half] > state.top[half];
+  if (__any_sync(kFullWarp, grew)) {
+#pragma unroll
+    for (int half = 0; half < kRows; ++half) {
+      const float shrink = exp2f(state.top[half] - top[half]);
+      state.top[half] = top[half];
+      state.sum[half] *= shrink;
+#pragma unroll
+      for (int j = 0; j < kChunks; ++j) {
+        state.out[j][half * 2] *= shrink;
+        state.out[j][half * 2 + 1] *= shrink;
+      }
+    }
+  }
+  uint32_t weight[2][2] = {};  // keys half, row half
+#pragma unroll
+  for (int half = 0; half < kRows; ++half) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const float low = exp2f(score[n][half * 2] - state.top[half]);
+      const float high = exp2f(score[n][half * 2 + 1] - state.top[half]);
+      state.sum[half] += low + high;
+      weight[n][half] = PackBf16(low, high);
+    }
+  }
+  const uint32_t values = shared + kTileKeys * D * 2;
+  const int row = matrix % 2 * 8 + matrix_row;
+#pragma unroll
+  for (int j = 0; j < kChunks; j += 2) {
+    uint32_t value[4];
+    const int chunk = Swizzle<D>(row, j + matrix / 2);
+    LoadMatrix4Transposed(value, values + (row * kChunks + chunk) * 16);
+    Mma(state.out[j], weight[0][0], weight[0][1], weight[1][0], weight[1][1],
+        value[0], value[1]);
+    Mma(state.out[j + 1], weight[0][0], weight[0][1], weight[1][0],
+        weight[1][1], value[2], value[3]);
+  }
+}
+
+// The block that owns a unit; blocks own [block * total / blocks, ...).
+__device__ __forceinline__ int32_t OwnerOf(int64_t index, int64_t total,
+                                           int64_t blocks) {
+  return static_cast<int32_t>(((index + 1) * blocks - 1) / total);
+}
+
+// Joins the warps' states; then writes the output, or a partial and, as the
+// last block of this (sequence, head), the merged output.
+// shared: [kWarps][group][D] floats, then [kWarps][group] (maximum, sum).
+template <int D, bool Big>
+__device__ void Finish(const DecodeParams& p, const Cursor& at,
+                       State<D, Big>& state, float* shared, int64_t first_unit,
+                       int64_t begin, int64_t total, int32_t blocks) {
+  __shared__ bool is_last;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  float2* shared_sum = reinterpret_cast<float2*>(shared + kWarps * p.group * D);
+#pragma unroll
+  for (int half = 0; half < State<D, Big>::kRows; ++half) {
+    float sum = state.sum[half];
+    sum += __shfl_xor_sync(kFullWarp, sum, 1);
+    sum += __shfl_xor_sync(kFullWarp, sum, 2);
+    const int row = lane / 4 + half * 8;
+    if (row >= p.group) continue;
+    const int slot = warp * p.group + row;
+    if (lane % 4 == 0) shared_sum[slot] = make_float2(state.top[half], sum);
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j)
+      *reinterpret_cast<float2*>(shared + slot * D + j * 8 + lane % 4 * 2) =
+          make_float2(state.out[j][half * 2], state.out[j][half * 2 + 1]);
+  }
+  __syncthreads();
+
+  const int64_t last_unit = first_unit + at.span.units - 1;
+  const int32_t first_block = OwnerOf(first_unit, total, blocks);
+  const int32_t num_parts = OwnerOf(last_unit, total, blocks) - first_block + 1;
+  const int32_t slot = begin >= first_unit ? 0 : 1;
+  const int64_t part = (int64_t{blockIdx.x} * 2 + slot) * p.group;
+  bf16* out = p.out + at.seq * p.out_stride + int64_t{at.head} * p.group * D;
+  for (int i = threadIdx.x; i < p.group * (D / 4); i += kThreads) {
+    const int row = i / (D / 4), column = i % (D / 4) * 4;
+    float top = -INFINITY;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w)
+      top = fmaxf(top, shared_sum[w * p.group + row].x);
+    float sum = 0, x[4] = {};
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float2 s = shared_sum[w * p.group + row];
+      if (s.x == -INFINITY) continue;
+      const float weight = exp2f(s.x - top);
+      sum += s.y * weight;
+      float y[4];
+      Load<4>(shared + (w * p.group + row) * D + column, y);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) x[e] += y[e] * weight;
+    }
+    if (num_parts == 1) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) x[e] /= sum;
+      Store<4>(out + row * D + column, x);
+    } else {
+      Store<4>(p.partial_out + (part + row) * D + column, x);
+      if (column == 0) p.partial_sum[part + row] = make_float2(top, sum);
+    }
+  }
+  if (num_parts > 1) {
+    __threadfence();
+    __syncthreads();
+    int32_t* counter = p.counters + at.seq * p.num_kv_heads + at.head;
+    if (threadIdx.x == 0) {
+      is_last = atomicAdd(counter, 1) == num_parts - 1;
+      if (is_last) *counter = 0;
+      __threadfence();
+    }
+    __syncthreads();
+    if (is_last) {
+      // Block b took this segment in slot 0 if its share begins within it.
+      const auto part_of = [&](int32_t b) {
+        const int64_t b_begin = b * total / blocks;
+        return (int64_t{b} * 2 + (b_begin >= first_unit ? 0 : 1)) * p.group;
+      };
+      for (int i = threadIdx.x; i < p.group * (D / 4); i += kThreads) {
+        const int row = i / (D / 4), column = i % (D / 4) * 4;
+        float top = -INFINITY;
+        for (int32_t b = 0; b < num_parts; ++b)
+          top = fmaxf(top,
+                      __ldcg(&p.partial_sum[part_of(first_block + b) + row]).x);
+        float sum = 0, x[4] = {};
+#pragma unroll 4
+        for (int32_t b = 0; b < num_parts; ++b) {
+          const int64_t from = part_of(first_block + b) + row;
+          const float2 s = __ldcg(&p.partial_sum[from]);
+          const float4 y = __ldcg(reinterpret_cast<const float4*>(
+              p.partial_out + from * D + column));
+          const float weight = exp2f(s.x - top);
+          sum += s.y * weight;
+          x[0] += y.x * weight;
+          x[1] += y.y * weight;
+          x[2] += y.z * weight;
+          x[3] += y.w * weight;
+        }
+#pragma unroll
+        for (int e = 0; e < 4; ++e) x[e] /= sum;
+        Store<4>(out + row * D + column, x);
+      }
+    }
+  }
+  __syncthreads();  // `shared` may be written again
+}
+
+// units_before[s]: units of one KV head in the sequences before s.
+__device__ __forceinline__ void CountUnits(const DecodeParams& p,
+                                           int32_t* units_before) {
+  __shared__ int32_t warp_sums[kWarps];
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  int32_t before = 0;
+  for (int32_t first = 0; first < p.num_seqs; first += kThreads) {
+    const int32_t seq = first + threadIdx.x;
+    const int32_t units =
+        seq < p.num_seqs ? SeqSpan(p.context_lens[seq], p.window).units : 0;
+    int32_t inclusive = units;
+#pragma unroll
+    for (int delta = 1; delta < kWarpSize; delta *= 2) {
+      const int32_t other = __shfl_up_sync(kFullWarp, inclusive, delta);
+      if (lane >= delta) inclusive += other;
+    }
+    if (lane == kWarpSize - 1) warp_sums[warp] = inclusive;
+    __syncthreads();
+    int32_t offset = before;
+    for (int w = 0; w < kWarps; ++w) {
+      if (w < warp) offset += warp_sums[w];
+      before += warp_sums[w];
+    }
+    if (seq < p.num_seqs) units_before[seq] = offset + inclusive - units;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) units_before[p.num_seqs] = before;
+  __syncthreads();
+}
+
+// Dynamic shared memory: the warps' stages, Finish's buffer, units_before.
+template <int D, bool Big>
+__global__ void __launch_bounds__(kThreads, D <= 128 ? 2 : 1)
+    DecodeKernel(const DecodeParams p) {
+  constexpr int kStages = NumStages<D, Big>();
+  extern __shared__ __align__(128) uint8_t shared[];
+  const int warp = threadIdx.x / kWarpSize;
+  const uint32_t stages =
+      SharedAddress(shared) + warp * kStages * TileBytes<D>();
+  float* merge =
+      reinterpret_cast<float*>(shared + kWarps * kStages * TileBytes<D>());
+  int32_t* units_before =
+      reinterpret_cast<int32_t*>(merge + kWarps * p.group * (D + 2));
+  GridTrigger();
+  GridWait();
+  CountUnits(p, units_before);
+
+  const int64_t total = int64_t{units_before[p.num_seqs]} * p.num_kv_heads;
+  const int32_t blocks = static_cast<int32_t>(
+      min(int64_t{gridDim.x}, max(int64_t{1}, total / kMinUnits)));
+  if (blockIdx.x >= blocks) return;
+  const int64_t begin = blockIdx.x * total / blocks;
+  const int64_t end = (blockIdx.x + 1) * total / blocks;
+
+  Cursor load(p, units_before, begin), at = load;
+  int64_t to_load = end - begin;
+  int load_stage = 0;
+  uint32_t id = 0;
+  const auto look_up = [&] {
+    const int32_t tile = load.TileBegin(warp);
+    if (to_load > 0 && tile < load.span.context)
+      id = p.paging.Id(load.seq, tile);
+  };
+  const auto start_copy = [&] {
+    if (to_load > 0) {
+      const int32_t tile = load.TileBegin(warp);
+      if (tile < load.span.context)
+        CopyTile<D>(p, load, tile, id, stages + load_stage * TileBytes<D>());
+      load_stage = load_stage + 1 == kStages ? 0 : load_stage + 1;
+      --to_load;
+      load.Advance(p);
+      look_up();
+    }
+    CommitCopies();
+  };
+  look_up();
+  for (int s = 0; s < kStages - 1; ++s) start_copy();
+
+  State<D, Big> state;
+  int stage = 0;
+  bool fresh = true;
+  int64_t first_unit = 0;
+  for (int64_t index = begin; index < end; ++index) {
+    if (fresh) {
+      first_unit = index - at.unit;
+      LoadQuery(p, at, state);
+      const int64_t segment_end = first_unit + at.span.units;
+      if (warp == 0 && segment_end <= end) AttendNew(p, at, state);
+      fresh = false;
+    }
+    WaitCopies<kStages - 2>();
+    __syncwarp();
+    start_copy();
+    const int32_t tile = at.TileBegin(warp);
+    if (tile < at.span.context)
+      AttendTile<D, Big>(p, at.span, tile, stages + stage * TileBytes<D>(),
+                         state);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+    if (at.unit + 1 == at.span.units || index + 1 == end) {
+      Finish<D, Big>(p, at, state, merge, first_unit, begin, total, blocks);
+      fresh = true;
+    }
+    at.Advance(p);
+  }
+}
+
+template <int D, bool Big>
+absl::Status LaunchDecode(const OpContext& context, DecodeParams params) {
+  const int64_t shared_bytes = kWarps * NumStages<D, Big>() * TileBytes<D>() +
+                               kWarps * params.group * (D + 2) * sizeof(float) +
+                               (params.num_seqs + 1) * sizeof(int32_t);
+  // Two blocks on an SM where shared memory allows; a constant grid, whatever
+  // the lengths.
+  const int num_sms = AsCuda(context.device)->num_sms();
+  const int grid = num_sms * (D <= 128 ? 2 : 1);
+  const int64_t mark = context.workspace->used();
+  params.partial_out = reinterpret_cast<float*>(context.workspace->Allocate(
+      int64_t{grid} * 2 * params.group * D * sizeof(float)));
+  params.partial_sum = reinterpret_cast<float2*>(context.workspace->Allocate(
+      int64_t{grid} * 2 * params.group * sizeof(float2)));
+  context.workspace->Rewind(mark);
+  return Launch(context, "PagedAttention (decode)", DecodeKernel<D, Big>,
+                {dim3(grid), dim3(kThreads), shared_bytes}, params);
+}
+
+}  // namespace
+
+bool CanDecode(const PagedAttentionArgs& args) {
+  const int32_t d = args.head_size;
+  return args.q.dtype == DType::kBF16 && args.kv_dtype == DType::kBF16 &&
+         args.out.dtype == DType::kBF16 &&
+         (d == 16 || d == 32 || d == 64 || d == 128 || d == 256) &&
+         args.num_heads / args.num_kv_heads <= kMaxGroup &&
+         args.blocks.block_size % kTileKeys == 0 &&
+         args.batch.num_decodes <= (d == 256 ? kMaxSeqs / 8 : kMaxSeqs) &&
+         int64_t{args.batch.num_decodes} * args.num_kv_heads <=
+             CudaDevice::kNumCounters &&
+         AlignedTo(args.q, 4) && AlignedTo(args.k, 4) && AlignedTo(args.v, 4) &&
+         AlignedTo(args.out, 8);
+}
+
+absl::Status AttentionDecode(const OpContext& context,
+                             const PagedAttentionArgs& args) {
+  DecodeParams params = {};
+  params.paging = MakePaging(args.blocks, args.num_kv_heads,
+                             args.head_size * DTypeBytes(args.kv_dtype));
+  params.context_lens = args.batch.context_lens;
+  params.num_seqs = args.batch.num_decodes;
+  params.num_kv_heads = args.num_kv_heads;
+  params.group = args.num_heads / args.num_kv_heads;
+  params.window = args.window;
+  params.scale = args.scale * kLog2e;
+  params.q = static_cast<const bf16*>(args.q.data);
+  params.k = static_cast<const bf16*>(args.k.data);
+  params.v = static_cast<const bf16*>(args.v.data);
+  params.q_stride = args.q.row_stride;
+  params.k_stride = args.k.row_stride;
+  params.v_stride = args.v.row_stride;
+  params.rope_table = args.rope_table;
+  params.out = static_cast<bf16*>(args.out.data);
+  params.out_stride = args.out.row_stride;
+  params.counters = AsCuda(context.device)->counters();
+  const bool big = params.group > 8;
+  switch (args.head_size) {
+    case 16:
+      return big ? LaunchDecode<16, true>(context, params)
+                 : LaunchDecode<16, false>(context, params);
+    case 32:
+      return big ? LaunchDecode<32, true>(context, params)
+                 : LaunchDecode<32, false>(context, params);
+    case 64:
+      return big ? LaunchDecode<64, true>(context, params)
+                 : LaunchDecode<64, false>(context, params);
+    case 128:
+      return big ? LaunchDecode<128, true>(context, params)
+                 : LaunchDecode<128, false>(context, params);
+    default:
+      return big ? LaunchDecode<256, true>(context, params)
+                 : LaunchDecode<256, false>(context, params);
+  }
+}
+
+}  // namespace switchyard::internal
