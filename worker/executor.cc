@@ -84,12 +84,7 @@ absl::Status Executor::LearnPlacements(const v1::StepPlan& plan) {
         Placement::FromIndices(config_, mixers);
     const std::string name = absl::StrCat("placement ", entry.placement_id());
     if (!placement.ok()) return Annotate(placement.status(), name);
-    const auto [it, is_new] =
-        placements_.emplace(entry.placement_id(), *placement);
-    if (!is_new && it->second != *placement) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(name, " was another one before"));
-    }
+    placements_.insert_or_assign(entry.placement_id(), *std::move(placement));
   }
   return absl::OkStatus();
 }
