@@ -43,6 +43,7 @@ absl::StatusOr<std::unique_ptr<Subprocess>> Subprocess::Start(
     // only.
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(127);
+    setpgid(0, 0);  // a terminal's Ctrl-C is the parent's to handle
     dup2(pipe_fds[1], STDOUT_FILENO);
     execv(program.c_str(), argv.data());
     _exit(127);

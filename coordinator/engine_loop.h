@@ -35,7 +35,8 @@
 namespace switchyard {
 
 struct EngineOptions {
-  SchedulerOptions scheduler;
+  SchedulerOptions scheduler = {/*max_num_seqs=*/256,
+                                /*max_num_batched_tokens=*/2048};
   // Requests beyond max_num_seqs that may wait; more are refused.
   int32_t max_waiting_seqs = 1024;
   bool async_scheduling = true;  // the overlapped loop

@@ -1,0 +1,59 @@
+#include "cli/engine_flags.h"
+
+#include <cstdint>
+
+namespace switchyard {
+
+void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
+  flags->Section("Where it listens");
+  flags->String("host", &options->server.host, "ADDRESS",
+                "of both APIs; 0.0.0.0 for every interface");
+  flags->Int("port", &options->server.port, 0, 65535,
+             "of the client API; 0 picks a free one");
+  flags->Int("admin-port", &options->server.admin_port, 0, 65535,
+             "of the operator's API; 0 picks a free one");
+
+  flags->Section("Placements");
+  flags->String("placement", &options->placement, "PRESET|a,b,...",
+                "the default: a preset, or one mixer name per layer (default: "
+                "the checkpoint's main mixers)");
+  flags->String(
+      "presets", &options->presets_file, "FILE",
+      "named placements: {\"presets\": {\"fast\": \"gdn\", \"mixed\": "
+      "[\"attention\", \"gdn\", ...]}}; all-NAME is there from the "
+      "start for every mixer that all layers have");
+
+  flags->Section("Batching");
+  flags->Int("max-num-seqs", &options->engine.scheduler.max_num_seqs, 1,
+             1 << 16, "sequences that run at a time");
+  flags->Int("max-num-batched-tokens",
+             &options->engine.scheduler.max_num_batched_tokens, 1, 1 << 20,
+             "tokens in one step; longer prompts are computed in chunks");
+  flags->Int("max-waiting-seqs", &options->engine.max_waiting_seqs, 0, 1 << 20,
+             "requests that may wait beyond those that run; more are refused");
+  flags->Int("max-context-tokens", &options->max_context_tokens, 2, INT32_MAX,
+             "prompt and completion together (default: the model's context)");
+  flags->Bool("async-scheduling", &options->engine.async_scheduling,
+              "plan a step while the one before it runs");
+
+  flags->Section("Memory and numbers");
+  flags->Bytes("cache-bytes", &options->cache_bytes,
+               "cache of each rank, e.g. 2GiB (default: a share of what is "
+               "free)");
+  flags->Int("block-size", &options->block_size, 1, 1024,
+             "tokens in a block of the attention cache");
+  flags->Choice("dtype", &options->dtype, {"auto", "fp32", "bf16"},
+                "of weights and cache; auto: what suits the device");
+  flags->Bool("poison-freed-cache", &options->poison_freed_cache,
+              "fill freed cache with NaN, to find reads of it");
+
+  flags->Section("Patience");
+  flags->Duration("connect-timeout", &options->connect_timeout,
+                  "for reaching a worker");
+  flags->Duration("step-timeout", &options->step_timeout,
+                  "for one step; a rank that takes longer is lost");
+  flags->Duration("drain-timeout", &options->drain_timeout,
+                  "for running streams to end after SIGTERM");
+}
+
+}  // namespace switchyard

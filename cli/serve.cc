@@ -1,0 +1,150 @@
+#include "cli/serve.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "cli/commands.h"
+#include "cli/engine_flags.h"
+#include "cli/flags.h"
+#include "cli/subprocess.h"
+#include "coordinator/coordinator_main.h"
+#include "kernels/status.h"
+
+namespace switchyard {
+namespace {
+
+constexpr absl::Duration kWorkerStart = absl::Seconds(60);
+constexpr absl::Duration kWorkerExit = absl::Seconds(5);
+
+struct LocalWorkersOptions {
+  int world_size = 1;
+  std::string device = "auto";
+  int threads = 0;  // per worker; 0: the machine's cores, shared out
+};
+
+// The workers of `serve`: processes of this binary, one per rank.
+class LocalWorkers {
+ public:
+  absl::Status Start(const LocalWorkersOptions& options) {
+    for (int rank = 0; rank < options.world_size; ++rank) {
+      SY_ASSIGN_OR_RETURN(std::unique_ptr<Subprocess> process,
+                          Subprocess::Start(Arguments(options, rank)));
+      processes_.push_back(std::move(process));
+    }
+    for (int rank = 0; rank < options.world_size; ++rank) {
+      absl::StatusOr<std::string> address = processes_[rank]->ReadAfter(
+          "worker listening on ", absl::Now() + kWorkerStart);
+      if (!address.ok()) {
+        return absl::UnavailableError(
+            absl::StrCat("the worker of rank ", rank,
+                         " did not start: ", address.status().message()));
+      }
+      addresses_.push_back(*std::move(address));
+    }
+    return absl::OkStatus();
+  }
+
+  const std::vector<std::string>& addresses() const { return addresses_; }
+
+  // Waits for them, and tells which one ended badly; the rest is killed.
+  void Finish() {
+    const absl::Time deadline = absl::Now() + kWorkerExit;
+    for (size_t rank = 0; rank < processes_.size(); ++rank) {
+      const absl::StatusOr<int> code = processes_[rank]->Wait(deadline);
+      if (!code.ok() || *code == 0) continue;
+      std::fprintf(stderr,
+                   *code > 128
+                       ? "switchyard: the worker of rank %zu was ended by "
+                         "signal %d\n"
+                       : "switchyard: the worker of rank %zu ended with exit "
+                         "code %d\n",
+                   rank, *code > 128 ? *code - 128 : *code);
+    }
+    processes_.clear();
+  }
+
+ private:
+  static std::vector<std::string> Arguments(const LocalWorkersOptions& options,
+                                            int rank) {
+    const int cores =
+        std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    const int threads = options.threads > 0
+                            ? options.threads
+                            : std::max(1, cores / options.world_size);
+    const std::string device =
+        options.device == "cuda" ? absl::StrCat("cuda:", rank) : options.device;
+    return {"worker", "--port=0", absl::StrCat("--device=", device),
+            absl::StrCat("--threads=", threads), "--exit-with-parent"};
+  }
+
+  std::vector<std::unique_ptr<Subprocess>> processes_;  // by rank
+  std::vector<std::string> addresses_;
+};
+
+}  // namespace
+
+int ServeCommand(absl::Span<const std::string> args) {
+  CoordinatorOptions options;
+  LocalWorkersOptions local;
+  FlagSet flags("switchyard serve",
+                "Serves a model from this machine: starts one worker per rank, "
+                "and the coordinator that\nclients talk to. Prints the "
+                "addresses when it is ready; Ctrl-C lets running streams end, "
+                "then stops.",
+                "--model DIR [flags]");
+  flags.String("model", &options.model_dir, "DIR",
+               "the checkpoint: config.json, safetensors, tokenizer.json",
+               kRequired);
+  flags.Int("tensor-parallel-size", &local.world_size, 1, 1024,
+            "ranks that share the model");
+  flags.Choice("device", &local.device, {"auto", "cpu", "cuda"},
+               "what they run on; auto: CUDA if there is any");
+  flags.Int("threads", &local.threads, 0, 1024,
+            "of each rank on the CPU; 0: the cores, shared out");
+  AddEngineFlags(&options, &flags);
+  if (std::optional<int> code = flags.ParseOrExitCode(args)) return *code;
+
+  absl::StatusOr<std::unique_ptr<CoordinatorModel>> model =
+      LoadCoordinatorModel(options, local.world_size);
+  if (!model.ok()) return Fail("serve", model.status());
+  LocalWorkers workers;
+  if (absl::Status status = workers.Start(local); !status.ok()) {
+    return Fail("serve", status);
+  }
+  const int exit_code =
+      RunCoordinator(options, model->get(), workers.addresses());
+  workers.Finish();
+  return exit_code;
+}
+
+int CoordinatorCommand(absl::Span<const std::string> args) {
+  CoordinatorOptions options;
+  std::vector<std::string> workers;
+  FlagSet flags("switchyard coordinator",
+                "Serves a model with workers that run elsewhere, each started "
+                "with `switchyard worker`.\nEvery one of them, and this "
+                "machine, must see the checkpoint under the same path.",
+                "--model DIR --workers HOST:PORT,... [flags]");
+  flags.String("model", &options.model_dir, "DIR",
+               "the checkpoint: config.json, safetensors, tokenizer.json",
+               kRequired);
+  flags.List("workers", &workers, "HOST:PORT,...",
+             "the ranks, in order; their number is the tensor parallel size",
+             kRequired);
+  AddEngineFlags(&options, &flags);
+  if (std::optional<int> code = flags.ParseOrExitCode(args)) return *code;
+
+  absl::StatusOr<std::unique_ptr<CoordinatorModel>> model =
+      LoadCoordinatorModel(options, static_cast<int32_t>(workers.size()));
+  if (!model.ok()) return Fail("coordinator", model.status());
+  return RunCoordinator(options, model->get(), workers);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,245 @@
+#include "coordinator/coordinator_main.h"
+
+#include <grpc/support/log.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
+#include "absl/synchronization/mutex.h"
+#include "coordinator/log.h"
+#include "coordinator/termination_signals.h"
+#include "coordinator/worker_group.h"
+#include "kernels/status.h"
+
+namespace switchyard {
+namespace {
+
+// How long streams that have ended may take to reach their clients.
+constexpr absl::Duration kFarewell = absl::Seconds(2);
+
+std::string BaseName(absl::string_view path) {
+  while (absl::ConsumeSuffix(&path, "/")) {
+  }
+  return std::string(path.substr(path.rfind('/') + 1));
+}
+
+absl::Status LoadTokenizer(const std::string& model_dir, ServedModel* model) {
+  const std::string path = absl::StrCat(model_dir, "/tokenizer.json");
+  struct stat unused;
+  if (stat(path.c_str(), &unused) != 0) {
+    Log(absl::StrCat("there is no ", path,
+                     ": serving prompts in token ids only"));
+    return absl::OkStatus();
+  }
+  SY_ASSIGN_OR_RETURN(model->tokenizer, Tokenizer::Load(path));
+  return absl::OkStatus();
+}
+
+// A line on a terminal that counts up while the ranks load.
+std::function<void(uint64_t, uint64_t)> ProgressLine() {
+  if (isatty(STDERR_FILENO) == 0) return [](uint64_t, uint64_t) {};
+  return [done = false](uint64_t bytes_loaded, uint64_t bytes_total) mutable {
+    if (bytes_total == 0 || done) return;
+    constexpr double kMiB = 1 << 20;
+    done = bytes_loaded >= bytes_total;
+    std::fprintf(stderr, "\rloading %3.0f%%  %.0f of %.0f MiB%s",
+                 100.0 * bytes_loaded / bytes_total, bytes_loaded / kMiB,
+                 bytes_total / kMiB, done ? "\n" : "");
+  };
+}
+
+WorkerGroupOptions GroupOptions(const CoordinatorOptions& options,
+                                const CoordinatorModel& model,
+                                const std::vector<std::string>& workers) {
+  WorkerGroupOptions group;
+  group.addresses = workers;
+  v1::ConfigureRequest& configure = group.configure;
+  configure.set_model_dir(options.model_dir);
+  configure.set_dtype(options.dtype);
+  configure.set_max_num_seqs(options.engine.scheduler.max_num_seqs);
+  configure.set_max_num_batched_tokens(
+      options.engine.scheduler.max_num_batched_tokens);
+  configure.set_block_size(options.block_size);
+  configure.set_config_fingerprint(Fingerprint(model.served.config));
+  configure.set_poison_freed_cache(options.poison_freed_cache);
+  configure.set_max_context_tokens(model.served.max_context_tokens);
+  configure.set_enable_graphs(true);
+  group.cache_bytes = static_cast<uint64_t>(options.cache_bytes.value_or(0));
+  group.connect_timeout = options.connect_timeout;
+  group.step_timeout = options.step_timeout;
+  group.on_progress = ProgressLine();
+  return group;
+}
+
+void Describe(const CoordinatorModel& model, const WorkerGroup& group) {
+  const GroupFacts& facts = group.facts();
+  Log(absl::StrFormat("%s: %d layers, %d rank%s on %s, %.0f MiB of cache each",
+                      model.served.name, model.served.config.num_layers(),
+                      facts.ranks.size(), facts.ranks.size() == 1 ? "" : "s",
+                      facts.ranks[0].device,
+                      static_cast<double>(facts.cache_bytes) / (1 << 20)));
+}
+
+// What the main thread waits for.
+class Events {
+ public:
+  void Signal(int count) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    // Nothing is served yet: workers notice that their coordinator is gone.
+    if (!serving_) std::_Exit(1);
+    num_signals_ = count;
+  }
+  void Lost() ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    lost_ = true;
+  }
+  void Idle() ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    idle_ = true;
+  }
+  void Serving() ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    serving_ = true;
+  }
+
+  bool is_lost() const ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    return lost_;
+  }
+  void WaitForSignalOrLoss() ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(
+        +[](Events* e) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+          return e->num_signals_ > 0 || e->lost_;
+        },
+        this));
+  }
+  // Until the last stream has ended, a second signal comes or patience ends.
+  void WaitUntilIdle(absl::Duration patience) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    mutex_.AwaitWithTimeout(absl::Condition(
+                                +[](Events* e) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+                                  return e->idle_ || e->num_signals_ > 1;
+                                },
+                                this),
+                            patience);
+  }
+  bool is_impatient() const ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    return num_signals_ > 1;
+  }
+
+ private:
+  mutable absl::Mutex mutex_;
+  int num_signals_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool serving_ ABSL_GUARDED_BY(mutex_) = false;
+  bool lost_ ABSL_GUARDED_BY(mutex_) = false;
+  bool idle_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+// The exit code, or why nothing could be served.
+absl::StatusOr<int> Serve(const CoordinatorOptions& options,
+                          CoordinatorModel* model,
+                          const std::vector<std::string>& workers) {
+  Events events;
+  TerminationSignals signals([&events](int count) { events.Signal(count); });
+
+  SY_ASSIGN_OR_RETURN(
+      const std::unique_ptr<WorkerGroup> group,
+      WorkerGroup::Start(GroupOptions(options, *model, workers)));
+  CacheSpecOptions cache_options;
+  cache_options.world_size = static_cast<int32_t>(workers.size());
+  cache_options.block_size = options.block_size;
+  cache_options.kv_element_bytes =
+      static_cast<int32_t>(group->facts().kv_element_bytes);
+  cache_options.conv_element_bytes = cache_options.kv_element_bytes;
+  SY_ASSIGN_OR_RETURN(CacheSpec cache_spec,
+                      CacheSpec::Create(model->served.config, cache_options));
+
+  Describe(*model, *group);
+  Engine engine(options.engine, &model->served, *std::move(model->placements),
+                std::move(cache_spec), group.get(),
+                [&events](const absl::Status& why) {
+                  Log(why.message());
+                  events.Lost();
+                });
+  SY_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
+                      Server::Start(options.server, &engine, &model->served));
+  events.Serving();
+  std::printf("serving on %s\nadmin on %s\n", server->address().c_str(),
+              server->admin_address().c_str());
+  std::fflush(stdout);
+
+  events.WaitForSignalOrLoss();
+  server->AnnounceDraining();
+  if (!events.is_lost()) {
+    engine.Drain([&events] { events.Idle(); });
+    events.WaitUntilIdle(options.drain_timeout);
+  }
+  const bool lost = events.is_lost();
+  // Now, even if a step hangs.
+  if (!lost && events.is_impatient()) group->Shutdown();
+  engine.Stop();
+  server->Shutdown(kFarewell);
+  group->Shutdown();
+  return lost ? 1 : 0;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CoordinatorModel>> LoadCoordinatorModel(
+    const CoordinatorOptions& options, int32_t world_size) {
+  auto model = std::make_unique<CoordinatorModel>();
+  ServedModel& served = model->served;
+  served.name = BaseName(options.model_dir);
+  SY_ASSIGN_OR_RETURN(served.config, LoadModelConfig(options.model_dir));
+  for (const std::string& notice : served.config.notices) Log(notice);
+  SY_RETURN_IF_ERROR(ValidateTensorParallel(served.config, world_size));
+
+  const uint32_t context =
+      static_cast<uint32_t>(served.config.max_position_embeddings);
+  served.max_context_tokens = options.max_context_tokens.value_or(context);
+  if (served.max_context_tokens > context) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--max-context-tokens=", served.max_context_tokens,
+                     ": the model's context is ", context, " tokens"));
+  }
+  SY_RETURN_IF_ERROR(LoadTokenizer(options.model_dir, &served));
+
+  Presets presets;
+  if (!options.presets_file.empty()) {
+    SY_ASSIGN_OR_RETURN(presets,
+                        LoadPresets(options.presets_file, served.config));
+  }
+  absl::StatusOr<PlacementTable> placements = PlacementTable::Create(
+      &served.config, std::move(presets), options.placement);
+  if (!placements.ok()) {
+    return absl::Status(placements.status().code(),
+                        absl::StrCat("--placement=", options.placement, ": ",
+                                     placements.status().message()));
+  }
+  model->placements = *std::move(placements);
+  return model;
+}
+
+int RunCoordinator(const CoordinatorOptions& options, CoordinatorModel* model,
+                   const std::vector<std::string>& workers) {
+  // gRPC's own log is for those who develop it; our errors say what matters.
+  if (std::getenv("GRPC_VERBOSITY") == nullptr) {
+    gpr_set_log_function(+[](gpr_log_func_args*) {});
+  }
+  const absl::StatusOr<int> exit_code = Serve(options, model, workers);
+  if (exit_code.ok()) return *exit_code;
+  Log(exit_code.status().message());
+  return 1;
+}
+
+}  // namespace switchyard

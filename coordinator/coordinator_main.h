@@ -1,0 +1,67 @@
+// The life of a coordinator process, from its options to its exit code: the
+// body of `switchyard coordinator`, and of `switchyard serve` once its workers
+// run.
+#ifndef SWITCHYARD_COORDINATOR_COORDINATOR_MAIN_H_
+#define SWITCHYARD_COORDINATOR_COORDINATOR_MAIN_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "coordinator/engine.h"
+#include "coordinator/placements.h"
+#include "coordinator/served_model.h"
+#include "coordinator/server.h"
+#include "model/cache_spec.h"
+
+namespace switchyard {
+
+struct CoordinatorOptions {
+  std::string model_dir;
+  std::string presets_file;  // empty: none
+  std::string placement;     // preset or a,b,...; empty: the checkpoint's own
+  std::string dtype = "auto";
+  std::optional<uint32_t> max_context_tokens;  // default: the model's
+
+  ServerOptions server;
+  EngineOptions engine;
+
+  int32_t block_size = kDefaultBlockSize;
+  std::optional<int64_t> cache_bytes;  // per rank; default: what ranks offer
+  bool poison_freed_cache = false;
+
+  absl::Duration connect_timeout = absl::Seconds(30);
+  absl::Duration step_timeout = absl::Seconds(60);
+  absl::Duration drain_timeout = absl::Seconds(30);
+};
+
+// What a coordinator reads from disk.
+struct CoordinatorModel {
+  ServedModel served;
+  std::optional<PlacementTable> placements;  // points into `served`
+};
+
+// Reads and checks everything that needs no worker: the model's configuration
+// and whether it splits over `world_size` ranks, tokenizer, presets, the
+// default placement. Errors name the file and the field, or the flag.
+absl::StatusOr<std::unique_ptr<CoordinatorModel>> LoadCoordinatorModel(
+    const CoordinatorOptions& options, int32_t world_size);
+
+// Connects to the workers (host:port, by rank), serves until SIGTERM or SIGINT,
+// or until the group is lost, and returns the exit code: 0 after a clean stop;
+// 1, with one line on stderr, otherwise.
+//
+// When ready it prints `serving on HOST:PORT` and `admin on HOST:PORT` on
+// stdout. The first signal refuses new requests and lets running streams end,
+// for at most drain_timeout; a second one ends them at once. REQUIRES: called
+// from the main thread, before other threads start.
+int RunCoordinator(const CoordinatorOptions& options, CoordinatorModel* model,
+                   const std::vector<std::string>& workers);
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_COORDINATOR_COORDINATOR_MAIN_H_
