@@ -159,13 +159,13 @@ void WorkerSession::Execute(v1::StepPlan plan,
   Enqueue([this, too_many, plan = std::move(plan),
            done = std::move(done)](const absl::Status& over) mutable {
     const absl::Time start = absl::Now();
-    absl::StatusOr<v1::StepResult> outcome = over;
-    if (over.ok() && too_many) {
-      outcome = absl::ResourceExhaustedError(absl::StrCat(
+    absl::Status refusal = over;
+    if (refusal.ok() && too_many) {
+      refusal = absl::ResourceExhaustedError(absl::StrCat(
           "more than ", kMaxQueuedPlans, " plans wait for execution"));
-    } else if (over.ok()) {
-      outcome = RunStep(plan);
     }
+    absl::StatusOr<v1::StepResult> outcome =
+        refusal.ok() ? RunStep(plan) : refusal;
     const absl::Status status = outcome.status();
     v1::StepResult result =
         outcome.ok() ? *std::move(outcome) : v1::StepResult();

@@ -1,0 +1,441 @@
+#include "coordinator/worker_group.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "coordinator/rank_set.h"
+#include "tests/worker/fake_step_executor.h"
+#include "worker/worker_service.h"
+
+namespace switchyard {
+namespace {
+
+constexpr absl::Duration kSoon = absl::Seconds(20);
+
+v1::StepPlan Plan(uint64_t step_id) {
+  v1::StepPlan plan;
+  plan.set_step_id(step_id);
+  plan.add_batch()->set_sequence_id(step_id * 10);
+  return plan;
+}
+
+// Lost for the reason given, for every later call.
+void ExpectLost(StepRunner& group, const std::vector<std::string>& words) {
+  const absl::Status status = group.health();
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  for (const std::string& word : words)
+    EXPECT_TRUE(absl::StrContains(status.message(), word)) << status;
+  EXPECT_EQ(group.Submit(Plan(99)), status);
+  EXPECT_EQ(group.PreparePlacement(1, {}), status);
+  EXPECT_EQ(group.CommitPlacement(1), status);
+  EXPECT_EQ(group.AbortPlacement(1), status);
+}
+
+// Workers in this process.
+class WorkerGroupTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { signal(SIGPIPE, SIG_IGN); }
+
+  void StartWorkers(int world_size) {
+    for (int r = 0; r < world_size; ++r)
+      fakes_.push_back(std::make_unique<FakeRank>());
+    for (int r = 0; r < world_size; ++r) StartWorker(r);
+    options_.configure.set_config_fingerprint(42);
+  }
+
+  void StartWorker(int rank) {
+    auto service = WorkerService::Start(FakeBackend(*fakes_[rank]),
+                                        WorkerServiceOptions(), nullptr);
+    ASSERT_TRUE(service.ok()) << service.status();
+    options_.addresses.push_back(
+        absl::StrCat("127.0.0.1:", (*service)->port()));
+    workers_.push_back(*std::move(service));
+  }
+
+  void StartGroup(int world_size) {
+    StartWorkers(world_size);
+    auto group = WorkerGroup::Start(options_);
+    ASSERT_TRUE(group.ok()) << group.status();
+    group_ = *std::move(group);
+    group_->SetFailureCallback([this](const absl::Status& why) {
+      failure_ = why;
+      failed_.Notify();
+    });
+  }
+
+  void RunStep(uint64_t step_id) {
+    ASSERT_TRUE(group_->Submit(Plan(step_id)).ok());
+    const absl::StatusOr<StepOutcome> outcome = group_->NextResult();
+    ASSERT_TRUE(outcome.ok()) << outcome.status();
+    EXPECT_EQ(outcome->result.step_id(), step_id);
+  }
+
+  // What the failure callback was told.
+  absl::Status Failure() {
+    EXPECT_TRUE(failed_.WaitForNotificationWithTimeout(kSoon));
+    return failure_;
+  }
+
+  std::vector<std::unique_ptr<FakeRank>> fakes_;
+  std::vector<std::unique_ptr<WorkerService>> workers_;
+  WorkerGroupOptions options_;
+  absl::Status failure_;
+  absl::Notification failed_;
+  std::unique_ptr<WorkerGroup> group_;
+};
+
+class WorldSizeTest : public WorkerGroupTest,
+                      public testing::WithParamInterface<int> {};
+
+TEST_P(WorldSizeTest, RunsSteps) {
+  const int world_size = GetParam();
+  StartGroup(world_size);
+  const uint32_t sum = world_size * (world_size + 1) / 2;
+  ASSERT_TRUE(group_->Submit(Plan(1)).ok());
+  for (uint64_t id = 1; id <= 200; ++id) {
+    ASSERT_TRUE(group_->Submit(Plan(id + 1)).ok());  // two in flight
+    const absl::StatusOr<StepOutcome> outcome = group_->NextResult();
+    ASSERT_TRUE(outcome.ok()) << outcome.status();
+    EXPECT_EQ(outcome->result.step_id(), id);
+    ASSERT_EQ(outcome->result.tokens_size(), 1);
+    EXPECT_EQ(outcome->result.tokens(0).sequence_id(), id * 10);
+    EXPECT_EQ(outcome->result.tokens(0).token_id(), sum);
+    EXPECT_GT(outcome->execute_time, absl::ZeroDuration());
+    EXPECT_GE(outcome->round_trip, outcome->execute_time);
+  }
+  ASSERT_TRUE(group_->NextResult().ok());
+  group_->Shutdown();
+  for (auto& worker : workers_)
+    EXPECT_TRUE(worker->session().outcome().value().ok());
+  EXPECT_FALSE(failed_.HasBeenNotified());
+  ExpectLost(*group_, {"shut down"});
+}
+
+INSTANTIATE_TEST_SUITE_P(WorldSizes, WorldSizeTest, testing::Values(1, 2, 4));
+
+TEST_F(WorkerGroupTest, TakesTheCacheThatEveryRankHas) {
+  StartWorkers(2);
+  fakes_[1]->available_cache_bytes = 10000;
+  auto group = WorkerGroup::Start(options_);
+  ASSERT_TRUE(group.ok()) << group.status();
+  EXPECT_EQ((*group)->facts().cache_bytes, 9984) << "whole units of 256";
+  EXPECT_EQ((*group)->facts().kv_element_bytes, 4);
+  ASSERT_EQ((*group)->facts().ranks.size(), 2);
+  EXPECT_EQ((*group)->facts().ranks[1].address, options_.addresses[1]);
+  EXPECT_EQ((*group)->facts().ranks[1].device, "fake");
+  for (auto& fake : fakes_) {
+    absl::MutexLock lock(&fake->mutex);
+    EXPECT_EQ(fake->arena_bytes, 9984);
+  }
+}
+
+TEST_F(WorkerGroupTest, RefusesACacheThatDoesNotFit) {
+  StartWorkers(2);
+  fakes_[1]->available_cache_bytes = 10000;
+  options_.cache_bytes = 20000;
+  const absl::Status status = WorkerGroup::Start(options_).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), options_.addresses[1]));
+  // The failed start leaves no worker configured.
+  for (auto& worker : workers_)
+    EXPECT_TRUE(worker->session().outcome().value().ok());
+}
+
+TEST_F(WorkerGroupTest, RefusesRanksThatDisagree) {
+  StartWorkers(2);
+  fakes_[1]->kv_element_bytes = 2;
+  const absl::Status status = WorkerGroup::Start(options_).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "rank 1 at"));
+}
+
+TEST_F(WorkerGroupTest, NamesTheRankThatReadsAnotherModel) {
+  StartWorkers(2);
+  fakes_[1]->fingerprint = 43;
+  const absl::Status status = WorkerGroup::Start(options_).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_TRUE(absl::StrContains(
+      status.message(), absl::StrCat("rank 1 at ", options_.addresses[1])));
+  EXPECT_TRUE(absl::StrContains(status.message(), "config_fingerprint"));
+}
+
+TEST_F(WorkerGroupTest, NamesTheWorkerThatIsNotThere) {
+  StartWorkers(2);
+  workers_[1].reset();
+  options_.connect_timeout = absl::Milliseconds(300);
+  const absl::Status status = WorkerGroup::Start(options_).status();
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  EXPECT_TRUE(absl::StrContains(
+      status.message(), absl::StrCat("rank 1 at ", options_.addresses[1])));
+  EXPECT_FALSE(absl::StrContains(status.message(), "rank 0"));
+  EXPECT_FALSE(workers_[0]->session().outcome().has_value()) << "still idle";
+}
+
+TEST_F(WorkerGroupTest, RefusesMeaninglessAddresses) {
+  EXPECT_TRUE(absl::IsInvalidArgument(WorkerGroup::Start(options_).status()));
+  options_.addresses = {"127.0.0.1:1", "127.0.0.1:1"};
+  EXPECT_TRUE(absl::IsInvalidArgument(WorkerGroup::Start(options_).status()));
+}
+
+TEST_F(WorkerGroupTest, LeavesAnotherCoordinatorsGroupAlone) {
+  StartGroup(2);
+  RunStep(1);
+  const absl::Status status = WorkerGroup::Start(options_).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  RunStep(2);
+}
+
+TEST_F(WorkerGroupTest, ReportsProgress) {
+  StartWorkers(2);
+  absl::Notification seen;
+  for (auto& fake : fakes_) {
+    fake->on_load = [&](LoadProgress& progress) {
+      progress.bytes_total = 100;
+      progress.bytes_loaded = 50;
+      seen.WaitForNotification();
+      return absl::OkStatus();
+    };
+  }
+  options_.on_progress = [&](uint64_t loaded, uint64_t total) {
+    EXPECT_LE(loaded, total);
+    if (loaded == 100 && total == 200 && !seen.HasBeenNotified()) seen.Notify();
+  };
+  EXPECT_TRUE(WorkerGroup::Start(options_).ok());
+}
+
+TEST_F(WorkerGroupTest, ARankThatFailsLosesTheGroup) {
+  StartGroup(4);
+  fakes_[2]->on_step = [](const v1::StepPlan& plan) {
+    return plan.step_id() == 3 ? absl::InternalError("the kernel broke")
+                               : absl::OkStatus();
+  };
+  RunStep(1);
+  RunStep(2);
+  ASSERT_TRUE(group_->Submit(Plan(3)).ok());
+  EXPECT_FALSE(group_->NextResult().ok());
+  EXPECT_EQ(Failure(), group_->health());
+  ExpectLost(*group_,
+             {"rank 2", options_.addresses[2], "step 3", "the kernel broke"});
+  EXPECT_FALSE(group_->NextResult().ok());
+  workers_.clear();  // none of them hangs
+}
+
+TEST_F(WorkerGroupTest, ARankThatVanishesLosesTheGroup) {
+  StartGroup(2);
+  RunStep(1);
+  workers_[1].reset();  // idle: nobody waits for it
+  const absl::Time start = absl::Now();
+  EXPECT_TRUE(absl::IsUnavailable(Failure()));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+  ExpectLost(*group_, {"rank 1", options_.addresses[1], "step 1"});
+}
+
+TEST_F(WorkerGroupTest, ARankThatHangsMissesTheDeadline) {
+  absl::Notification go_on;
+  options_.step_timeout = absl::Milliseconds(500);
+  StartGroup(2);
+  fakes_[1]->on_step = [&](const v1::StepPlan& plan) {
+    if (plan.step_id() == 2) go_on.WaitForNotification();
+    return absl::OkStatus();
+  };
+  RunStep(1);
+  ASSERT_TRUE(group_->Submit(Plan(2)).ok());
+  EXPECT_FALSE(group_->NextResult().ok());
+  ExpectLost(*group_, {"step 2", "deadline", options_.addresses[1]});
+  go_on.Notify();
+  workers_.clear();  // before go_on
+}
+
+TEST_F(WorkerGroupTest, CommitsAPlacementOnEveryRank) {
+  StartGroup(2);
+  EXPECT_TRUE(group_->PreparePlacement(5, {"attention", "gdn"}).ok());
+  RunStep(1);  // steps go on in between
+  EXPECT_TRUE(group_->CommitPlacement(5).ok());
+  for (auto& fake : fakes_) {
+    absl::MutexLock lock(&fake->mutex);
+    EXPECT_EQ(fake->committed_epoch, 5);
+  }
+  RunStep(2);
+}
+
+TEST_F(WorkerGroupTest, ARefusedPlacementChangesNothing) {
+  StartGroup(2);
+  fakes_[1]->refused_mixer = "kda";
+  const absl::Status status = group_->PreparePlacement(5, {"gdn", "kda"});
+  EXPECT_TRUE(absl::IsAborted(status)) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "rank 1")) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "\"kda\"")) << status;
+  for (auto& fake : fakes_) {
+    absl::MutexLock lock(&fake->mutex);
+    EXPECT_EQ(fake->prepared_epoch, 0);
+    EXPECT_EQ(fake->committed_epoch, 0);
+  }
+  RunStep(1);
+  EXPECT_TRUE(group_->PreparePlacement(6, {"gdn", "gdn"}).ok());
+  EXPECT_TRUE(group_->AbortPlacement(6).ok());
+  RunStep(2);
+}
+
+TEST_F(WorkerGroupTest, ACommitThatFailsLosesTheGroup) {
+  StartGroup(2);
+  EXPECT_FALSE(group_->CommitPlacement(5).ok()) << "nobody prepared it";
+  ExpectLost(*group_, {"rank 0", "epoch 5"});
+  EXPECT_EQ(Failure(), group_->health());
+}
+
+// Workers as processes of their own.
+class WorkerProcess {
+ public:
+  explicit WorkerProcess(const std::vector<std::string>& flags) {
+    const std::string program = "tests/worker/fake_worker";
+    std::vector<std::string> args = {program, "--port", "0",
+                                     "--exit-with-parent"};
+    args.insert(args.end(), flags.begin(), flags.end());
+    std::vector<char*> argv;
+    for (std::string& arg : args) argv.push_back(arg.data());
+    argv.push_back(nullptr);
+    int pipe_ends[2];
+    EXPECT_EQ(pipe(pipe_ends), 0);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, pipe_ends[1], 1);
+    posix_spawn_file_actions_addclose(&actions, pipe_ends[0]);
+    EXPECT_EQ(posix_spawn(&pid_, program.c_str(), &actions, nullptr,
+                          argv.data(), environ),
+              0);
+    posix_spawn_file_actions_destroy(&actions);
+    close(pipe_ends[1]);
+    FILE* out = fdopen(pipe_ends[0], "r");
+    char address[256] = "";
+    EXPECT_EQ(fscanf(out, "worker listening on %255s", address), 1);
+    address_ = address;
+    fclose(out);
+  }
+
+  ~WorkerProcess() {
+    if (pid_ <= 0) return;
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+  }
+
+  void Signal(int number) { kill(pid_, number); }
+
+  // Returns when all its threads stand still.
+  void Stop() {
+    kill(pid_, SIGSTOP);
+    waitpid(pid_, nullptr, WUNTRACED);
+  }
+
+  // Waits for its end: the exit code, or minus the signal.
+  int Wait() {
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = 0;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  }
+
+  const std::string& address() const { return address_; }
+
+ private:
+  pid_t pid_ = 0;
+  std::string address_;
+};
+
+class WorkerProcessTest : public WorkerGroupTest {
+ protected:
+  void StartGroup(int world_size, const std::vector<std::string>& flags = {}) {
+    options_.configure.set_config_fingerprint(42);
+    for (int r = 0; r < world_size; ++r) {
+      processes_.push_back(std::make_unique<WorkerProcess>(flags));
+      options_.addresses.push_back(processes_.back()->address());
+    }
+    auto group = WorkerGroup::Start(options_);
+    ASSERT_TRUE(group.ok()) << group.status();
+    group_ = *std::move(group);
+    group_->SetFailureCallback([this](const absl::Status& why) {
+      failure_ = why;
+      failed_.Notify();
+    });
+  }
+
+  std::vector<std::unique_ptr<WorkerProcess>> processes_;
+};
+
+TEST_F(WorkerProcessTest, ExitsWithZeroAfterAShutdown) {
+  StartGroup(2);
+  RunStep(1);
+  group_->Shutdown();
+  for (auto& process : processes_) EXPECT_EQ(process->Wait(), 0);
+}
+
+TEST_F(WorkerProcessTest, ExitsWithZeroAfterSigterm) {
+  WorkerProcess process({});
+  process.Signal(SIGTERM);
+  EXPECT_EQ(process.Wait(), 0);
+}
+
+TEST_F(WorkerProcessTest, ExitsWithOneWhenItsCoordinatorIsGone) {
+  WorkerProcess process({});
+  absl::Notification open;
+  RankSet ranks({process.address()});
+  ASSERT_TRUE(ranks.Connect(kSoon).ok());
+  v1::ConfigureRequest request;
+  request.set_config_fingerprint(42);
+  ASSERT_TRUE(ranks.Configure(request, nullptr).ok());
+  ASSERT_TRUE(ranks
+                  .OnEvery([&](size_t rank, RankClient::Done done) {
+                    ranks[rank].AllocateCache(4096, kSoon, std::move(done));
+                  })
+                  .ok());
+  RankClient::StreamCallbacks callbacks;
+  callbacks.on_open = [&] { open.Notify(); };
+  callbacks.on_result = [](v1::StepResult) {};
+  callbacks.on_end = [](const absl::Status&) {};
+  ranks[0].OpenStream(std::move(callbacks));
+  open.WaitForNotification();
+  ranks.Cancel();
+  EXPECT_EQ(process.Wait(), 1);
+}
+
+TEST_F(WorkerProcessTest, AKilledWorkerIsNamedAtOnce) {
+  StartGroup(4);
+  RunStep(1);
+  uint64_t step_id = 2;
+  ASSERT_TRUE(group_->Submit(Plan(step_id)).ok());
+  const absl::Time start = absl::Now();
+  processes_[2]->Signal(SIGKILL);
+  while (group_->NextResult().ok())
+    if (!group_->Submit(Plan(++step_id)).ok()) break;
+  EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+  EXPECT_EQ(Failure(), group_->health());
+  ExpectLost(*group_, {"rank 2", options_.addresses[2], "step"});
+  EXPECT_EQ(processes_[2]->Wait(), -SIGKILL);
+  for (int r : {0, 1, 3}) EXPECT_EQ(processes_[r]->Wait(), 1) << "rank " << r;
+}
+
+TEST_F(WorkerProcessTest, AStoppedWorkerIsNamedByItsPeer) {
+  StartGroup(2, {"--collective-timeout", "1"});
+  RunStep(1);
+  processes_[1]->Stop();
+  ASSERT_TRUE(group_->Submit(Plan(2)).ok());
+  const absl::Time start = absl::Now();
+  EXPECT_FALSE(group_->NextResult().ok());
+  EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+  ExpectLost(*group_, {"step 2", "rank 1 did not take part"});
+  EXPECT_EQ(processes_[0]->Wait(), 1);
+  processes_[1]->Signal(SIGCONT);
+  EXPECT_EQ(processes_[1]->Wait(), 1);
+}
+
+}  // namespace
+}  // namespace switchyard
