@@ -87,15 +87,6 @@ v1::GenerateRequest GreedyRequest(const GoldenCase& golden) {
   return request;
 }
 
-// The log-probability of a token in the n best, if it is there.
-std::optional<double> TopLogprobOf(const v1::TokenLogprobs& logprobs,
-                                   uint32_t token_id) {
-  for (const v1::TopLogprob& top : logprobs.top()) {
-    if (top.token_id() == token_id) return top.logprob();
-  }
-  return std::nullopt;
-}
-
 absl::Status CompareFree(v1::GenerationService::Stub& stub,
                          const GoldenCase& golden, AlignReport* report) {
   constexpr uint32_t kNumTop = 20;

@@ -1,0 +1,33 @@
+#include "cli/worker.h"
+
+#include <memory>
+#include <utility>
+
+#include "kernels/device.h"
+#include "kernels/status.h"
+#include "worker/executor.h"
+#include "worker/gloo_collective.h"
+#include "worker/nccl_collective.h"
+#include "worker/worker_main.h"
+
+namespace switchyard {
+namespace {
+
+absl::StatusOr<WorkerBackend> MakeBackend(const WorkerOptions& options) {
+  SY_ASSIGN_OR_RETURN(std::unique_ptr<Device> device,
+                      MakeDevice(options.device, options.num_threads));
+  WorkerBackend backend;
+  backend.make_collective = device->type() == DeviceType::kCuda
+                                ? MakeNcclCollective
+                                : MakeGlooCollective;
+  backend.executor = std::make_unique<Executor>(std::move(device));
+  return backend;
+}
+
+}  // namespace
+
+int WorkerCommand(absl::Span<const std::string> args) {
+  return WorkerMain(args, MakeBackend);
+}
+
+}  // namespace switchyard
