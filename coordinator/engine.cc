@@ -117,20 +117,8 @@ absl::StatusOr<PlacementSwitch> Engine::SetDefaultPlacement(
   SY_RETURN_IF_ERROR(runner_->PreparePlacement(
       epoch, {mixers.names().begin(), mixers.names().end()}));
 
-  absl::Status status;
-  if (in_flight == v1::IN_FLIGHT_DRAIN) {
-    status = WaitUntilDefaultIsDrained(cancelled);
-  }
-  absl::StatusOr<PlacementSwitch> done = status;
-  if (status.ok()) {
-    status = Change([&](EngineLoop& loop) {
-      done = loop.CommitDefault(target, epoch, in_flight);
-      loop.ReleaseDefault();
-    });
-    if (!status.ok()) done = status;
-  } else {
-    Run([](EngineLoop& loop) { loop.ReleaseDefault(); }).IgnoreError();
-  }
+  absl::StatusOr<PlacementSwitch> done =
+      CommitPrepared(target, epoch, in_flight, cancelled);
   if (!done.ok()) {
     // The ranks forget what they prepared; if they cannot, the group is lost
     // and says so itself.
@@ -140,6 +128,24 @@ absl::StatusOr<PlacementSwitch> Engine::SetDefaultPlacement(
   Log(absl::StrCat("the default placement is now ",
                    target.preset.empty() ? "" : target.preset + ": ",
                    absl::StrJoin(mixers.names(), ","), " (epoch ", epoch, ")"));
+  return done;
+}
+
+absl::StatusOr<PlacementSwitch> Engine::CommitPrepared(
+    const PlacementTable::Resolved& target, uint64_t epoch,
+    v1::InFlight in_flight, const std::function<bool()>& cancelled) {
+  if (in_flight == v1::IN_FLIGHT_DRAIN) {
+    const absl::Status drained = WaitUntilDefaultIsDrained(cancelled);
+    if (!drained.ok()) {
+      Run([](EngineLoop& loop) { loop.ReleaseDefault(); }).IgnoreError();
+      return drained;
+    }
+  }
+  absl::StatusOr<PlacementSwitch> done;
+  SY_RETURN_IF_ERROR(Change([&](EngineLoop& loop) {
+    done = loop.CommitDefault(target, epoch, in_flight);
+    loop.ReleaseDefault();
+  }));
   return done;
 }
 

@@ -96,6 +96,10 @@ class Engine {
   absl::Status Run(absl::FunctionRef<void(EngineLoop&)> task);
   // Runs a change of the placements, and publishes what came out.
   absl::Status Change(absl::FunctionRef<void(EngineLoop&)> change);
+  // The second half of SetDefaultPlacement.
+  absl::StatusOr<PlacementSwitch> CommitPrepared(
+      const PlacementTable::Resolved& target, uint64_t epoch,
+      v1::InFlight in_flight, const std::function<bool()>& cancelled);
   absl::Status WaitUntilDefaultIsDrained(
       const std::function<bool()>& cancelled);
 

@@ -5,7 +5,6 @@
 #include "absl/strings/str_cat.h"
 #include "coordinator/client_status.h"
 #include "coordinator/engine_loop.h"
-#include "coordinator/log.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
 
@@ -181,7 +180,6 @@ void EngineLoop::Stop() {
 void EngineLoop::Lose(const absl::Status& why) {
   if (!lost_.ok()) return;
   lost_ = why;
-  Log(why.message());
   for (LiveRequest* live : requests_.All()) {
     RequestSink* sink = live->sink;
     requests_.Erase(live);
