@@ -20,7 +20,7 @@ class LocalCollective final : public Collective {
     if (stream != nullptr)
       return absl::UnimplementedError(
           "the local collective has no device streams");
-    if (input != output)
+    if (input != output && num_elements > 0)
       std::memcpy(output, input, num_elements * CollectiveTypeBytes(type));
     return Live();
   }

@@ -161,7 +161,7 @@ class GlooCollective final : public Collective {
       const int64_t bytes = num_elements * CollectiveTypeBytes(type);
       char* out = static_cast<char*>(output);
       char* own = out + rank() * bytes;
-      if (input != own) std::memmove(own, input, bytes);
+      if (input != own && bytes > 0) std::memmove(own, input, bytes);
       for (int64_t at = 0; at < bytes; at += kChunkBytes) {
         const int64_t n = std::min(kChunkBytes, bytes - at);
         ForEachPeer([&](int peer) { Send(peer, own + at, n); });

@@ -19,6 +19,11 @@
 #include "worker/rendezvous.h"
 #include "worker/sockets.h"
 
+// Gloo forgets a getaddrinfo result of 64 bytes when an address does not bind.
+extern "C" const char* __lsan_default_suppressions() {
+  return "leak:gloo::transport::tcp::CreateDeviceAttr\n";
+}
+
 namespace switchyard {
 namespace {
 
@@ -95,8 +100,8 @@ TEST_P(GlooCollectiveTest, SumsInRankOrder) {
       const absl::Status status = group[rank]->AllReduceSum(
           data.data(), size, CollectiveType::kFloat32, nullptr);
       ASSERT_TRUE(status.ok()) << status;
-      EXPECT_EQ(std::memcmp(data.data(), expected.data(), size * sizeof(float)),
-                0)
+      EXPECT_TRUE(size == 0 || std::memcmp(data.data(), expected.data(),
+                                           size * sizeof(float)) == 0)
           << "rank " << rank << ", " << size << " elements";
     });
   }
