@@ -1,0 +1,103 @@
+#include "kernels/activation.h"
+
+#include <cmath>
+
+#include "tests/kernels/device_fixture.h"
+
+namespace switchyard {
+namespace {
+
+class ActivationTest : public OpTest {};
+
+double Expected(ActivationKind kind, double x) {
+  switch (kind) {
+    case ActivationKind::kIdentity:
+      return x;
+    case ActivationKind::kSilu:
+      return x / (1 + std::exp(-x));
+    case ActivationKind::kGelu:
+      return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case ActivationKind::kGeluTanh:
+      return 0.5 * x *
+             (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case ActivationKind::kRelu:
+      return x > 0 ? x : 0;
+    case ActivationKind::kSquaredRelu:
+      return x > 0 ? x * x : 0;
+  }
+  return NAN;
+}
+
+constexpr ActivationKind kKinds[] = {
+    ActivationKind::kIdentity, ActivationKind::kSilu,
+    ActivationKind::kGelu,     ActivationKind::kGeluTanh,
+    ActivationKind::kRelu,     ActivationKind::kSquaredRelu};
+
+TEST_P(ActivationTest, MatchesItsFormula) {
+  for (ActivationKind kind : kKinds) {
+    for (int64_t width : {1, 7, 160, 513}) {
+      for (bool gated : {false, true}) {
+        const HostMatrix x =
+            RandomMatrix(5, gated ? 2 * width : width, activation(), 4);
+        ActivationArgs args;
+        args.kind = kind;
+        args.gated = gated;
+        args.x = Upload(x, x.cols + 3);
+        args.out = Poisoned(5, width, activation(), width + 8);
+        SY_ASSERT_OK(Activation(context(), args));
+        std::vector<double> expected;
+        for (int64_t r = 0; r < 5; ++r) {
+          for (int64_t c = 0; c < width; ++c) {
+            expected.push_back(Expected(kind, x.at(r, c)) *
+                               (gated ? x.at(r, width + c) : 1));
+          }
+        }
+        ExpectNear(Download(args.out), expected, 1e-6,
+                   "kind " + std::to_string(static_cast<int>(kind)) +
+                       ", width " + std::to_string(width));
+      }
+    }
+  }
+}
+
+TEST_P(ActivationTest, ExtremesStayFinite) {
+  HostMatrix x{
+      1, 8, activation(), {-1e30f, -200, -90, -0.0f, 0, 90, 200, 1e4f}};
+  for (float& v : x.values) v = RoundTo(v, activation());
+  ActivationArgs args;
+  args.x = Upload(x);
+  args.out = Poisoned(1, 8, activation());
+  SY_ASSERT_OK(Activation(context(), args));
+  std::vector<double> expected;
+  for (float v : x.values) expected.push_back(Expected(args.kind, v));
+  ExpectNear(Download(args.out), expected, 1e-6, "silu");
+}
+
+TEST_P(ActivationTest, WorksInPlace) {
+  const HostMatrix x = RandomMatrix(33, 100, activation());
+  ActivationArgs args;
+  args.kind = ActivationKind::kSquaredRelu;
+  args.x = Upload(x);
+  args.out = args.x;
+  SY_ASSERT_OK(Activation(context(), args));
+  std::vector<double> expected;
+  for (float v : x.values) expected.push_back(Expected(args.kind, v));
+  ExpectNear(Download(args.out), expected, 1e-6, "in place");
+}
+
+TEST_P(ActivationTest, RejectsWrongShapes) {
+  ActivationArgs args;
+  args.gated = true;
+  args.x = Poisoned(4, 64, activation());
+  args.out = Poisoned(4, 64, activation());
+  const absl::Status status = Activation(context(), args);
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_NE(std::string(status.message()).find("Activation: "),
+            std::string::npos)
+      << status;
+}
+
+SY_INSTANTIATE_OP_TEST(ActivationTest);
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,57 @@
+#include "kernels/embedding.h"
+
+#include "tests/kernels/device_fixture.h"
+
+namespace switchyard {
+namespace {
+
+class EmbeddingTest : public OpTest {};
+
+TEST_P(EmbeddingTest, ShardsSumToTheTable) {
+  constexpr int32_t kVocab = 100;
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (int64_t hidden : {8, 50, 256}) {
+      const HostMatrix table = RandomMatrix(kVocab, hidden, dtype);
+      std::vector<int32_t> ids(37);
+      for (int32_t& id : ids) id = RandomInt(0, kVocab - 1);
+      ids[0] = 0;
+      ids[1] = kVocab - 1;
+      ids[2] = 49;
+      ids[3] = 50;
+      std::vector<double> expected;
+      for (int32_t id : ids) {
+        for (int64_t c = 0; c < hidden; ++c)
+          expected.push_back(table.at(id, c));
+      }
+      const MatrixView whole = Upload(table, hidden + 2);
+      HostMatrix sum{static_cast<int64_t>(ids.size()), hidden, DType::kF32, {}};
+      sum.values.resize(expected.size());
+      for (int32_t begin : {0, 50}) {
+        EmbeddingArgs args;
+        args.token_ids = UploadArray(ids);
+        args.table = whole.Rows(begin, 50);
+        args.vocab_begin = begin;
+        args.out = Poisoned(sum.rows, hidden, DType::kF32, hidden + 4);
+        SY_ASSERT_OK(Embedding(context(), args));
+        const HostMatrix part = Download(args.out);
+        for (size_t i = 0; i < sum.values.size(); ++i) {
+          sum.values[i] += part.values[i];
+        }
+      }
+      ExpectNear(sum, expected, 0, DTypeName(dtype));
+    }
+  }
+}
+
+TEST_P(EmbeddingTest, RejectsATableOfAnotherWidth) {
+  EmbeddingArgs args;
+  args.token_ids = UploadArray(std::vector<int32_t>{0});
+  args.table = Poisoned(10, 16, DType::kF32);
+  args.out = Poisoned(1, 32, DType::kF32);
+  EXPECT_TRUE(absl::IsInvalidArgument(Embedding(context(), args)));
+}
+
+SY_INSTANTIATE_OP_TEST(EmbeddingTest);
+
+}  // namespace
+}  // namespace switchyard
