@@ -21,8 +21,8 @@ extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
 namespace switchyard {
 namespace {
 
-// Deriving is linear in layers; a few show what many would.
-constexpr int32_t kMaxLayers = 8;
+// Deriving is linear in layers; two show what many would.
+constexpr int32_t kMaxLayers = 2;
 
 void Derive(const ModelConfig& config) {
   SY_CHECK(config.num_layers() > 0);
