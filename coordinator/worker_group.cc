@@ -14,6 +14,7 @@
 #include "coordinator/rank_set.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
+#include "model/cache_spec.h"
 
 namespace switchyard {
 namespace {
@@ -24,8 +25,6 @@ constexpr absl::Duration kShutdownTimeout = absl::Seconds(5);
 // arrive before its stream is seen to break. For this long, such a result waits
 // for the news that explains it.
 constexpr absl::Duration kRootCauseGrace = absl::Milliseconds(250);
-
-constexpr uint64_t kCacheGranuleBytes = 256;
 
 // The error of a rank whose peer may be the cause.
 bool MayBeAnEcho(uint32_t code) {
@@ -227,7 +226,7 @@ class WorkerGroupImpl final : public WorkerGroup {
     }
     const uint64_t wanted =
         options_.cache_bytes > 0 ? options_.cache_bytes : available;
-    facts_.cache_bytes = wanted / kCacheGranuleBytes * kCacheGranuleBytes;
+    facts_.cache_bytes = wanted / kCacheUnitBytes * kCacheUnitBytes;
     facts_.kv_element_bytes = responses[0].kv_element_bytes();
     return absl::OkStatus();
   }
