@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -155,7 +156,10 @@ absl::StatusOr<DeviceVector> WeightScope::Vector(
   HostMatrix host(DType::kF32, num_rows, cols);
   int64_t row = 0;
   for (const WeightPart& part : parts) {
+    float* const begin = host.view.Row<float>(row);
     SY_RETURN_IF_ERROR(ReadPart(part, host.view, row));
+    std::for_each(begin, host.view.Row<float>(row),
+                  [&part](float& x) { x *= part.scale; });
   }
   SY_ASSIGN_OR_RETURN(DeviceBuffer buffer, Upload(reader_->device_, host));
   return DeviceVector(std::move(buffer), num_rows * cols);

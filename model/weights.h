@@ -49,6 +49,12 @@ struct DeviceTable {
 struct WeightPart {
   WeightPart(TensorRole role, std::vector<int64_t> rows = {})
       : role(role), rows(std::move(rows)) {}
+  // Every element of a part of a vector times `scale`.
+  static WeightPart Scaled(TensorRole role, float scale) {
+    WeightPart part(role);
+    part.scale = scale;
+    return part;
+  }
   // A part of a vector that the model has no tensor for.
   static WeightPart Zeros(int64_t num) {
     WeightPart part(TensorRole::kEmbedding);
@@ -61,6 +67,7 @@ struct WeightPart {
   // empty: all.
   std::vector<int64_t> rows;
   int64_t num_zeros = 0;
+  float scale = 1;  // vectors only
 };
 
 struct WeightReaderOptions {

@@ -33,8 +33,11 @@ class MambaMixer final : public Mixer {
       SY_ASSIGN_OR_RETURN(out_bias_, weights.OutputBias(TensorRole::kOutBias));
     }
     if (config.dt_proj_bias) {
-      SY_ASSIGN_OR_RETURN(dt_bias_,
-                          weights.Vector({{TensorRole::kDtProjBias}}));
+      // The public implementation adds it twice, in the product and again in
+      // the scan, and checkpoints are trained that way.
+      SY_ASSIGN_OR_RETURN(
+          dt_bias_,
+          weights.Vector({WeightPart::Scaled(TensorRole::kDtProjBias, 2)}));
     }
     SY_ASSIGN_OR_RETURN(conv_, weights.Vector({{TensorRole::kConv}}));
     if (config.conv_bias) {
