@@ -72,10 +72,12 @@ class CacheStore {
   // Takes all units back, and poisons them if asked to.
   absl::Status Release(SequenceCache& cache);
 
-  // Entries of `layer`'s table that positions [0, num_tokens) may touch: the
-  // width of the tables that ops get.
+  // Width of the table that ops get for sequences of `num_tokens` positions: a
+  // ring in full, else the entries that these positions touch.
   int64_t TableWidth(int32_t layer, int32_t mixer, int64_t num_tokens) const {
-    return spec_->NumUnits(layer, mixer, num_tokens);
+    const int32_t ring_blocks = spec_->At(layer, mixer).ring_blocks;
+    return ring_blocks > 0 ? ring_blocks
+                           : spec_->NumUnits(layer, mixer, num_tokens);
   }
 
   int64_t num_units_held() const { return live_.size(); }
