@@ -1,0 +1,211 @@
+#include "tests/worker/executor_harness.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "kernels/check.h"
+#include "kernels/device.h"
+#include "kernels/status.h"
+#include "tests/worker/thread_collective.h"
+
+namespace switchyard {
+
+v1::SamplingParams GreedyWithLogprobs(int32_t num_top) {
+  v1::SamplingParams sampling;
+  sampling.set_temperature(0);
+  sampling.set_logprobs(num_top);
+  sampling.set_prompt_logprobs(num_top);
+  return sampling;
+}
+
+absl::StatusOr<std::unique_ptr<ExecutorHarness>> ExecutorHarness::Create(
+    const HarnessOptions& options) {
+  std::unique_ptr<ExecutorHarness> harness(new ExecutorHarness);
+  harness->options_ = options;
+  SY_ASSIGN_OR_RETURN(harness->config_, LoadModelConfig(options.model_dir));
+  CacheSpecOptions cache;
+  cache.world_size = options.world_size;
+  cache.block_size = options.block_size;
+  SY_ASSIGN_OR_RETURN(harness->cache_spec_,
+                      CacheSpec::Create(harness->config_, cache));
+  harness->collectives_ = MakeThreadCollectives(options.world_size);
+
+  v1::ConfigureRequest request;
+  request.set_model_dir(options.model_dir);
+  request.set_world_size(options.world_size);
+  request.set_dtype("auto");
+  request.set_max_num_seqs(options.max_num_seqs);
+  request.set_max_num_batched_tokens(options.max_num_batched_tokens);
+  request.set_block_size(options.block_size);
+  request.set_config_fingerprint(Fingerprint(harness->config_));
+  request.set_poison_freed_cache(options.poison_freed_cache);
+  LoadProgress progress;
+  for (int rank = 0; rank < options.world_size; ++rank) {
+    request.set_rank(rank);
+    auto executor = std::make_unique<Executor>(MakeCpuDevice(1));
+    SY_RETURN_IF_ERROR(
+        executor->Load(request, *harness->collectives_[rank], progress)
+            .status());
+    SY_RETURN_IF_ERROR(executor->AllocateCache(options.arena_bytes));
+    harness->executors_.push_back(std::move(executor));
+  }
+  return harness;
+}
+
+uint32_t ExecutorHarness::AllocateUnit(int64_t bytes) {
+  std::vector<uint32_t>& free = free_units_[bytes];
+  if (!free.empty()) {
+    const uint32_t id = free.back();
+    free.pop_back();
+    return id;
+  }
+  const uint32_t id = static_cast<uint32_t>(arena_used_ / kCacheUnitBytes);
+  arena_used_ += bytes;
+  return id;
+}
+
+uint32_t ExecutorHarness::PlacementId(v1::StepPlan& plan,
+                                      const Placement& placement) {
+  const auto it = std::find(placements_.begin(), placements_.end(), placement);
+  const uint32_t id = static_cast<uint32_t>(it - placements_.begin());
+  if (it != placements_.end()) return id;
+  placements_.push_back(placement);
+  v1::PlacementEntry& entry = *plan.add_placements();
+  entry.set_placement_id(id);
+  for (int32_t mixer : placement.mixers()) entry.add_mixer_ids(mixer);
+  return id;
+}
+
+uint64_t ExecutorHarness::Start(v1::StepPlan& plan,
+                                const HarnessRequest& request) {
+  const uint64_t id = next_id_++;
+  const Placement placement =
+      request.mixers.empty()
+          ? Placement::Main(config_)
+          : Placement::FromNames(config_, request.mixers).value();
+  Sequence& sequence = sequences_[id];
+  sequence.placement = placement;
+  sequence.tokens = request.prompt;
+  sequence.units.resize(placement.num_layers());
+  v1::SequenceStart& start = *plan.add_started();
+  start.set_sequence_id(id);
+  start.set_placement_id(PlacementId(plan, placement));
+  for (int32_t token : request.prompt) start.add_token_ids(token);
+  start.set_num_prompt_tokens(request.prompt.size());
+  *start.mutable_sampling() = request.sampling;
+  start.set_seed(request.seed);
+  return id;
+}
+
+void ExecutorHarness::Add(v1::StepPlan& plan, uint64_t id, int32_t num_tokens) {
+  Sequence& sequence = sequences_.at(id);
+  v1::SequenceStep& step = *plan.add_batch();
+  step.set_sequence_id(id);
+  step.set_start(sequence.num_cached);
+  step.set_num_tokens(num_tokens);
+  sequence.num_cached += num_tokens;
+  step.set_sample(sequence.num_cached ==
+                  static_cast<int32_t>(sequence.tokens.size()));
+  for (int32_t layer = 0; layer < config_.num_layers(); ++layer) {
+    const int32_t mixer = sequence.placement[layer];
+    const int64_t needed =
+        cache_spec_->NumUnits(layer, mixer, sequence.num_cached);
+    std::vector<uint32_t>& units = sequence.units[layer];
+    while (static_cast<int64_t>(units.size()) < needed) {
+      units.push_back(AllocateUnit(cache_spec_->At(layer, mixer).unit_bytes));
+      step.add_cache_layers(layer);
+      step.add_cache_ids(units.back());
+    }
+  }
+}
+
+void ExecutorHarness::Finish(v1::StepPlan& plan, uint64_t id) {
+  plan.add_finished(id);
+  const Sequence& sequence = sequences_.at(id);
+  for (int32_t layer = 0; layer < config_.num_layers(); ++layer) {
+    const int64_t bytes =
+        cache_spec_->At(layer, sequence.placement[layer]).unit_bytes;
+    for (uint32_t unit : sequence.units[layer]) {
+      free_units_[bytes].push_back(unit);
+    }
+  }
+  sequences_.erase(id);
+}
+
+absl::StatusOr<v1::StepResult> ExecutorHarness::Execute(
+    const v1::StepPlan& plan) {
+  std::vector<absl::StatusOr<v1::StepResult>> results(executors_.size());
+  std::vector<std::thread> threads;
+  const auto run = [&](size_t rank) {
+    results[rank] = executors_[rank]->Execute(plan);
+    if (!results[rank].ok()) collectives_[rank]->Abort();
+  };
+  for (size_t rank = 1; rank < executors_.size(); ++rank) {
+    threads.emplace_back(run, rank);
+  }
+  run(0);
+  for (std::thread& thread : threads) thread.join();
+  for (const auto& result : results) SY_RETURN_IF_ERROR(result.status());
+  for (const v1::SampledToken& token : results[0]->tokens()) {
+    sequences_.at(token.sequence_id()).tokens.push_back(token.token_id());
+  }
+  return results[0];
+}
+
+absl::StatusOr<std::vector<HarnessResult>> ExecutorHarness::Generate(
+    const std::vector<HarnessRequest>& requests, int32_t token_budget) {
+  if (token_budget == 0) token_budget = options_.max_num_batched_tokens;
+  std::vector<HarnessResult> results(requests.size());
+  std::map<uint64_t, size_t> running;  // id -> index
+  v1::StepPlan plan;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    running[Start(plan, requests[i])] = i;
+    results[i].prompt_logprobs.resize(1);
+  }
+  while (!running.empty()) {
+    int32_t budget = token_budget;
+    for (const bool decodes : {true, false}) {
+      for (const auto& [id, index] : running) {
+        const int32_t left = num_left(id);
+        if (left == 0 || (left == 1) != decodes || budget == 0) continue;
+        const int32_t num_tokens = std::min(left, budget);
+        Add(plan, id, num_tokens);
+        budget -= num_tokens;
+      }
+    }
+    plan.set_step_id(next_step_++);
+    SY_ASSIGN_OR_RETURN(const v1::StepResult step, Execute(plan));
+    plan.Clear();
+    for (const v1::PromptLogprobs& prompt : step.prompt_logprobs()) {
+      HarnessResult& result = results[running.at(prompt.sequence_id())];
+      SY_CHECK(prompt.start() == result.prompt_logprobs.size());
+      result.prompt_logprobs.insert(result.prompt_logprobs.end(),
+                                    prompt.positions().begin(),
+                                    prompt.positions().end());
+    }
+    for (const v1::SampledToken& token : step.tokens()) {
+      const uint64_t id = token.sequence_id();
+      HarnessResult& result = results[running.at(id)];
+      result.tokens.push_back(token.token_id());
+      result.logprobs.push_back(token.logprobs());
+      const HarnessRequest& request = requests[running.at(id)];
+      if (static_cast<int32_t>(result.tokens.size()) == request.max_tokens) {
+        Finish(plan, id);
+        running.erase(id);
+      }
+    }
+  }
+  plan.set_step_id(next_step_++);
+  SY_RETURN_IF_ERROR(Execute(plan).status());
+  return results;
+}
+
+absl::StatusOr<HarnessResult> ExecutorHarness::GenerateOne(
+    const HarnessRequest& request, int32_t token_budget) {
+  SY_ASSIGN_OR_RETURN(std::vector<HarnessResult> results,
+                      Generate({request}, token_budget));
+  return std::move(results[0]);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,116 @@
+// A tensor-parallel group of executors in one process, and a small coordinator
+// that drives it: ids, cache units, chunks. For tests.
+#ifndef SWITCHYARD_TESTS_WORKER_EXECUTOR_HARNESS_H_
+#define SWITCHYARD_TESTS_WORKER_EXECUTOR_HARNESS_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/cache_spec.h"
+#include "model/config.h"
+#include "model/placement.h"
+#include "switchyard/v1/worker.pb.h"
+#include "worker/collective.h"
+#include "worker/executor.h"
+
+namespace switchyard {
+
+struct HarnessOptions {
+  std::string model_dir;
+  int32_t world_size = 1;
+  int32_t max_num_seqs = 16;
+  int32_t max_num_batched_tokens = 512;
+  int32_t block_size = 16;
+  int64_t arena_bytes = int64_t{32} << 20;
+  bool poison_freed_cache = true;
+};
+
+struct HarnessRequest {
+  std::vector<std::string> mixers;  // empty: the main placement
+  std::vector<int32_t> prompt;
+  int32_t max_tokens = 1;
+  v1::SamplingParams sampling;  // as it is; greedy by GreedyWithLogprobs()
+  uint64_t seed = 0;
+};
+
+struct HarnessResult {
+  std::vector<int32_t> tokens;
+  std::vector<v1::TokenLogprobs> logprobs;         // of each, if asked for
+  std::vector<v1::TokenLogprobs> prompt_logprobs;  // [0] is empty
+};
+
+// Greedy, with the token's own log-probabilities and `num_top` beside them.
+v1::SamplingParams GreedyWithLogprobs(int32_t num_top = 0);
+
+class ExecutorHarness {
+ public:
+  static absl::StatusOr<std::unique_ptr<ExecutorHarness>> Create(
+      const HarnessOptions& options);
+
+  // Runs the requests together to their end: decodes first, then chunks of
+  // prompts, at most `token_budget` tokens a step (0: as configured).
+  absl::StatusOr<std::vector<HarnessResult>> Generate(
+      const std::vector<HarnessRequest>& requests, int32_t token_budget = 0);
+
+  // The same for one.
+  absl::StatusOr<HarnessResult> GenerateOne(const HarnessRequest& request,
+                                            int32_t token_budget = 0);
+
+  // --- Step by step.
+
+  // Makes a plan that starts a sequence under a new id, and returns the id.
+  uint64_t Start(v1::StepPlan& plan, const HarnessRequest& request);
+  // Adds the sequence's next `num_tokens` positions, with the cache they need;
+  // samples where they reach its end.
+  void Add(v1::StepPlan& plan, uint64_t id, int32_t num_tokens);
+  void Finish(v1::StepPlan& plan, uint64_t id);
+  // Runs the plan on every rank; the first rank's result, or the first error.
+  // Sampled tokens join their sequences.
+  absl::StatusOr<v1::StepResult> Execute(const v1::StepPlan& plan);
+
+  int32_t num_left(uint64_t id) const {
+    const Sequence& s = sequences_.at(id);
+    return static_cast<int32_t>(s.tokens.size()) - s.num_cached;
+  }
+  const std::vector<int32_t>& tokens(uint64_t id) const {
+    return sequences_.at(id).tokens;
+  }
+  const ModelConfig& config() const { return config_; }
+  const CacheSpec& cache_spec() const { return *cache_spec_; }
+  Executor& executor(int32_t rank) { return *executors_[rank]; }
+
+ private:
+  struct Sequence {
+    Placement placement;
+    std::vector<int32_t> tokens;
+    int32_t num_cached = 0;
+    std::vector<std::vector<uint32_t>> units;  // [layer]
+  };
+
+  ExecutorHarness() = default;
+
+  uint32_t AllocateUnit(int64_t bytes);
+  uint32_t PlacementId(v1::StepPlan& plan, const Placement& placement);
+
+  HarnessOptions options_;
+  ModelConfig config_;
+  std::optional<CacheSpec> cache_spec_;
+  std::vector<std::unique_ptr<Collective>> collectives_;
+  std::vector<std::unique_ptr<Executor>> executors_;
+  std::map<uint64_t, Sequence> sequences_;
+  std::vector<Placement> placements_;  // by id
+  uint64_t next_id_ = 1;
+  uint64_t next_step_ = 1;
+  int64_t arena_used_ = 0;
+  std::map<int64_t, std::vector<uint32_t>> free_units_;  // by bytes
+};
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_TESTS_WORKER_EXECUTOR_HARNESS_H_
