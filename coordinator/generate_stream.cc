@@ -11,6 +11,7 @@ namespace switchyard {
 namespace {
 
 void Serialize(const v1::GenerateResponse& message, grpc::ByteBuffer* buffer) {
+  buffer->Clear();  // gRPC serialises into empty buffers only
   bool own_buffer = false;
   const grpc::Status status =
       grpc::SerializationTraits<v1::GenerateResponse>::Serialize(
