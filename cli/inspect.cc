@@ -119,9 +119,9 @@ void PrintSummary(const ModelConfig& config, const std::string& name,
   line("stop tokens", config.eos_token_ids.empty()
                           ? "none"
                           : absl::StrJoin(config.eos_token_ids, ", "));
-  line("parameters", absl::StrCat(WithThousands(total), " (", HumanCount(total),
-                                  "), of which ", HumanCount(active),
-                                  " run under the main placement"));
+  line("parameters",
+       absl::StrCat(HumanCount(total), " in all, of which ", HumanCount(active),
+                    " run under the main placement"));
   line("fingerprint", absl::StrFormat("%016x", Fingerprint(config)));
 }
 
@@ -152,9 +152,11 @@ void PrintMixers(const ModelConfig& config, const CacheSpec& spec,
       const MixerCacheSpec& cache = spec.At(first, m);
       std::string kept = "one slot";
       if (cache.kind == CacheKind::kBlocks) {
-        kept = cache.ring_blocks == 0
-                   ? absl::StrCat("a block per ", spec.block_size(), " tokens")
-                   : absl::StrCat("at most ", cache.ring_blocks, " blocks");
+        kept =
+            cache.ring_blocks == 0
+                ? absl::StrCat("a block per ", spec.block_size(), " tokens")
+                : absl::StrCat("at most ", cache.ring_blocks,
+                               cache.ring_blocks == 1 ? " block" : " blocks");
       }
       const bool main = layer.stochastic && m == layer.main_mixer;
       table.AddRow({where, absl::StrCat(mixer.name, main ? " (main)" : ""),

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/status.h"
 #include "model/config.h"
 #include "model/config_reader.h"
@@ -73,7 +74,10 @@ void RequireRmsNorm(ObjectReader& norm) {
   }
 }
 
-LayerConfig ParseBlock(ObjectReader in, std::string path, ModelConfig* config) {
+// `ignored_epsilons` collects the fields that are read and not used.
+LayerConfig ParseBlock(ObjectReader in, std::string path,
+                       const ModelConfig* config,
+                       std::vector<std::string>* ignored_epsilons) {
   LayerConfig layer;
   layer.path = std::move(path);
   ParseMixers(in.Object("mixer"), config->hidden_size, &layer);
@@ -83,11 +87,7 @@ LayerConfig ParseBlock(ObjectReader in, std::string path, ModelConfig* config) {
   RequireRmsNorm(norm);
   const double epsilon = norm.PositiveDoubleOr("epsilon", config->norm_epsilon);
   if (epsilon != config->norm_epsilon) {
-    config->notices.push_back(absl::StrCat(
-        norm.Path("epsilon"), " (", epsilon,
-        ") is not used: as in the public implementation, every RMSNorm takes "
-        "head.normalization.epsilon (",
-        config->norm_epsilon, ")."));
+    ignored_epsilons->push_back(norm.Path("epsilon"));
   }
   norm.Ignore({"init"});
   norm.RejectUnknown();
@@ -97,12 +97,14 @@ LayerConfig ParseBlock(ObjectReader in, std::string path, ModelConfig* config) {
 }
 
 void ParsePattern(ObjectReader& decoder, int32_t num_blocks,
-                  ModelConfig* config) {
+                  ModelConfig* config,
+                  std::vector<std::string>* ignored_epsilons) {
   ObjectReader blocks = decoder.Object("blocks");
   std::map<std::string, LayerConfig> by_name;
   for (const std::string& name : blocks.Keys()) {
-    by_name[name] = ParseBlock(blocks.Object(name),
-                               absl::StrCat("decoder.blocks.", name), config);
+    by_name[name] =
+        ParseBlock(blocks.Object(name), absl::StrCat("decoder.blocks.", name),
+                   config, ignored_epsilons);
   }
   const ObjectReader::Json& pattern = decoder.Value("pattern");
   if (!pattern.is_array() || pattern.empty()) {
@@ -129,17 +131,26 @@ void ParsePattern(ObjectReader& decoder, int32_t num_blocks,
 void ParseDecoder(ObjectReader decoder, ModelConfig* config) {
   const std::string type = decoder.StringOr("type", "fixed");
   const int32_t num_blocks = decoder.Int("num_blocks", 1, kMaxLayers);
+  std::vector<std::string> ignored_epsilons;
   if (type == "fixed") {
-    config->layers.assign(num_blocks, ParseBlock(decoder.Object("block"),
-                                                 "decoder.block", config));
+    config->layers.assign(
+        num_blocks, ParseBlock(decoder.Object("block"), "decoder.block", config,
+                               &ignored_epsilons));
   } else if (type == "pattern") {
-    ParsePattern(decoder, num_blocks, config);
+    ParsePattern(decoder, num_blocks, config, &ignored_epsilons);
   } else {
     decoder.Invalid("type", absl::StrCat("must be fixed or pattern, is \"",
                                          Printable(type), "\""));
   }
   decoder.Ignore({"init"});
   decoder.RejectUnknown();
+  if (!ignored_epsilons.empty()) {
+    config->notices.push_back(absl::StrCat(
+        "As in the public implementation, every RMSNorm takes "
+        "head.normalization.epsilon (",
+        config->norm_epsilon,
+        "); not used: ", absl::StrJoin(ignored_epsilons, ", "), "."));
+  }
 }
 
 // eos_token_id: a number, a list of numbers, or null.

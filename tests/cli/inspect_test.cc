@@ -25,7 +25,7 @@ TEST(InspectTest, DescribesASupernet) {
   options.placement = "gdn,gdn,kda,sliding_window,attention,gdn";
   const std::string out = Output(options);
   for (const char* text :
-       {"9,360,968 (9.36 M)", "attention (main)", "4 heads, 2 KV heads of 64",
+       {"9.36 M in all", "attention (main)", "4 heads, 2 KV heads of 64",
         "window 64", "at most 4 blocks", "all-gdn", "(--placement)",
         // 4 does not divide the two key heads.
         "must divide decoder.block.mixer.mixers.gdn.key_heads = 2"}) {
@@ -41,7 +41,8 @@ TEST(InspectTest, DescribesAPattern) {
   const std::string out = Output(options);
   EXPECT_TRUE(absl::StrContains(out, "0, 5 ")) << out;
   EXPECT_TRUE(absl::StrContains(out, "tied embeddings")) << out;
-  EXPECT_TRUE(absl::StrContains(out, "note: decoder.blocks.attn")) << out;
+  EXPECT_TRUE(absl::StrContains(out, "not used: decoder.blocks.attn.norm"))
+      << out;
 }
 
 TEST(InspectTest, DescribesANamedShape) {
