@@ -3,17 +3,22 @@
 #include <cmath>
 
 #include "kernels/backends.h"
+#include "kernels/dtype.h"
 #include "kernels/op_support.h"
 #include "kernels/status.h"
 
 namespace switchyard {
 
 std::vector<float> MakeRopeTable(int64_t num_positions, int32_t head_size,
-                                 double theta) {
+                                 double theta, bool bf16_frequencies) {
   const int32_t half = head_size / 2;
   std::vector<double> frequencies(half);
   for (int32_t i = 0; i < half; ++i) {
     frequencies[i] = std::pow(theta, -2.0 * i / head_size);
+    if (bf16_frequencies) {
+      frequencies[i] =
+          BF16ToFloat(FloatToBF16(static_cast<float>(frequencies[i])));
+    }
   }
   std::vector<float> table(num_positions * head_size);
   for (int64_t p = 0; p < num_positions; ++p) {

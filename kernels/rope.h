@@ -13,9 +13,10 @@
 namespace switchyard {
 
 // [num_positions, head_size] fp32 on the host: cos of head_size/2 angles, then
-// their sin; angle = position * theta^(-2i/head_size), computed in double.
+// their sin; angle = position * theta^(-2i/head_size), computed in double. The
+// frequencies theta^(-2i/head_size) are rounded to bf16 first if asked for.
 std::vector<float> MakeRopeTable(int64_t num_positions, int32_t head_size,
-                                 double theta);
+                                 double theta, bool bf16_frequencies = false);
 
 struct RopeArgs {
   MatrixView x;  // [num_tokens, num_heads * head_size], rotated in place

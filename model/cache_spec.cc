@@ -62,7 +62,9 @@ MixerCacheSpec MakeSpec(const AttentionConfig& attention,
 }
 
 MixerCacheSpec MakeSpec(const GdnConfig& gdn, const CacheSpecOptions& options) {
-  const int32_t key_heads = gdn.num_key_heads / options.world_size;
+  // Replicated where there are fewer than ranks.
+  const int32_t key_heads =
+      std::max(1, gdn.num_key_heads / options.world_size);
   const int32_t value_heads = gdn.num_value_heads / options.world_size;
   SlotShape shape;
   shape.conv_channels =

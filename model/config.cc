@@ -74,7 +74,8 @@ struct AddParams {
 
   void operator()(const AttentionConfig& c) const {
     All(c.num_heads, c.num_kv_heads, c.head_size, c.rope_theta,
-        c.window_size.value_or(0), c.q_bias, c.k_bias, c.v_bias, c.o_bias);
+        c.bf16_rope_frequencies, c.window_size.value_or(0), c.q_bias, c.k_bias,
+        c.v_bias, c.o_bias);
   }
   void operator()(const GdnConfig& c) const {
     All(c.num_value_heads, c.num_key_heads, c.key_head_dim, c.value_head_dim,
@@ -117,7 +118,7 @@ class SplitCheck {
       DividesOrReplicates(owner, "head_groups", attention->num_kv_heads);
     } else if (const auto* gdn = mixer.As<GdnConfig>()) {
       Divides(owner, "value_heads", gdn->num_value_heads);
-      Divides(owner, "key_heads", gdn->num_key_heads);
+      DividesOrReplicates(owner, "key_heads", gdn->num_key_heads);
     } else if (const auto* kda = mixer.As<KdaConfig>()) {
       Divides(owner, "heads", kda->num_heads);
     } else if (const auto* mamba = mixer.As<MambaConfig>()) {

@@ -34,6 +34,9 @@ struct AttentionConfig {
   int32_t num_kv_heads = 0;  // divides num_heads
   int32_t head_size = 0;     // even
   double rope_theta = 0;
+  // RoPE's inverse frequencies are rounded to bf16 first, as they are where the
+  // public implementation was cast to bf16 as a whole.
+  bool bf16_rope_frequencies = false;
   std::optional<int32_t> window_size;  // a query sees this many last positions
   bool q_bias = false;
   bool k_bias = false;

@@ -94,6 +94,13 @@ AttentionConfig ParseAttention(ObjectReader& in) {
                                         Printable(type), "\""));
   }
   attention.rope_theta = rotary.PositiveDouble("theta");
+  const std::string frequencies = rotary.StringOr("inv_freq_dtype", "float32");
+  if (frequencies != "float32" && frequencies != "bfloat16") {
+    rotary.Invalid("inv_freq_dtype",
+                   absl::StrCat("must be float32 or bfloat16, is \"",
+                                Printable(frequencies), "\""));
+  }
+  attention.bf16_rope_frequencies = frequencies == "bfloat16";
   rotary.RejectUnknown();
 
   if (!in.BoolOr("causal", true)) {

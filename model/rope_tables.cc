@@ -7,11 +7,12 @@
 
 namespace switchyard {
 
-absl::StatusOr<RopeTable> RopeTables::Get(double theta, int32_t head_size) {
-  DeviceBuffer& buffer = tables_[{theta, head_size}];
+absl::StatusOr<RopeTable> RopeTables::Get(const RopeKind& kind) {
+  DeviceBuffer& buffer =
+      tables_[{kind.theta, kind.head_size, kind.bf16_frequencies}];
   if (buffer == nullptr) {
-    const std::vector<float> host =
-        MakeRopeTable(num_positions_, head_size, theta);
+    const std::vector<float> host = MakeRopeTable(
+        num_positions_, kind.head_size, kind.theta, kind.bf16_frequencies);
     const int64_t bytes = host.size() * sizeof(float);
     SY_ASSIGN_OR_RETURN(buffer, device_->Allocate(bytes));
     SY_RETURN_IF_ERROR(device_->CopyToDevice(buffer.get(), host.data(), bytes));

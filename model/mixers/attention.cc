@@ -21,7 +21,8 @@ class AttentionMixer final : public Mixer {
     window_ = cache.window;
     ring_blocks_ = cache.ring_blocks;
     SY_ASSIGN_OR_RETURN(
-        rope_, context.rope_tables->Get(config.rope_theta, head_size_));
+        rope_, context.rope_tables->Get({config.rope_theta, head_size_,
+                                         config.bf16_rope_frequencies}));
 
     SY_ASSIGN_OR_RETURN(qkv_, weights.Matrix({{TensorRole::kQProj},
                                               {TensorRole::kKProj},
