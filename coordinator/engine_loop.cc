@@ -180,6 +180,10 @@ void EngineLoop::Complete(LiveRequest* live, const Sequence& sequence,
       static_cast<uint32_t>(sequence.num_prompt_tokens()));
   complete.set_completion_tokens(
       static_cast<uint32_t>(sequence.num_generated()));
+  // The first position has none and comes from no step.
+  if (sequence.sampling().has_prompt_logprobs()) {
+    live->prompt_logprobs.resize(sequence.num_prompt_tokens());
+  }
   for (v1::TokenLogprobs& position : live->prompt_logprobs) {
     complete.add_prompt_logprobs()->Swap(&position);
   }
