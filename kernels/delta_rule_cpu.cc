@@ -52,10 +52,10 @@ void DeltaHead::ReadLogDecay(int32_t row, float* g) const {
     for (int64_t c = 0; c < n; ++c) g[c] = decay;
     return;
   }
-  const int64_t offset = head_ * n;
-  for (int64_t c = 0; c < n; ++c) {
-    g[c] = rate * Softplus(alpha[offset + c] + args_.dt_bias[offset + c]);
-  }
+  const float* bias = args_.dt_bias + head_ * n;
+  alpha += head_ * n;
+#pragma omp simd
+  for (int64_t c = 0; c < n; ++c) g[c] = rate * Softplus(alpha[c] + bias[c]);
 }
 
 float DeltaHead::Beta(int32_t row) const {

@@ -177,9 +177,10 @@ void Attend(const PagedAttentionArgs& args, const QueryBlock& block,
         const float* q = args.q.Row<const float>(first_row + i) + column;
         float* out = args.out.Row<float>(first_row + i) + column;
         float scores[kTile];
-        for (int64_t j = 0; j < count; ++j) {
-          scores[j] = Dot(q, keys[skip + j], head_size) * args.scale;
-        }
+        DotRows(
+            q, [&](int64_t j) { return keys[skip + j]; }, count, head_size,
+            scores);
+        for (int64_t j = 0; j < count; ++j) scores[j] *= args.scale;
         const float scale = softmax[(i - block.begin) * group + h].Update(
             scores, from - tile, count);
         AddWeightedRows([&](int64_t j) { return values[skip + j]; }, scores,

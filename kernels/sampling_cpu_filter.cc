@@ -1,6 +1,6 @@
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "kernels/cpu_math.h"
@@ -10,31 +10,33 @@ namespace switchyard::internal {
 namespace {
 
 // Cuts `kept` to the smallest set of largest ones whose probability reaches
-// top_p. Most of a distribution sits in few tokens: only as many are put in
-// order as are needed, four times more whenever they do not suffice.
+// top_p. Buckets of nearly equal logits are taken whole from the top; only the
+// one where the sum is reached has to be put in order.
 void KeepTopP(float top_p, std::vector<Candidate>* kept) {
-  double total = 0;
-  for (const Candidate& c : *kept) total += Exp(c.logit);
-  const double wanted = top_p * total;
-
-  const auto begin = kept->begin();
-  const int64_t size = kept->size();
+  constexpr int kBuckets = 1024;
+  constexpr float kBucketsPerUnit = 32;  // the last bucket: e^-32 and less
+  const auto bucket_of = [](float logit) {
+    return static_cast<int>(
+        std::min<float>(-logit * kBucketsPerUnit, kBuckets - 1));
+  };
+  std::vector<double> mass(kBuckets);
+  for (const Candidate& c : *kept) mass[bucket_of(c.logit)] += Exp(c.logit);
+  const double wanted = top_p * std::accumulate(mass.begin(), mass.end(), 0.0);
   double reached = 0;
-  int64_t sorted = 0;
-  for (int64_t next = std::min<int64_t>(64, size); sorted < size;
-       next = std::min(4 * next, size)) {
-    if (next < size) {
-      std::nth_element(begin + sorted, begin + next, kept->end());
-    }
-    std::sort(begin + sorted, begin + next);
-    for (; sorted < next; ++sorted) {
-      reached += Exp((*kept)[sorted].logit);
-      if (reached >= wanted) {
-        kept->resize(sorted + 1);
-        return;
-      }
-    }
+  int last = 0;
+  while (last < kBuckets - 1 && reached + mass[last] < wanted) {
+    reached += mass[last++];
   }
+  const auto rest = std::partition(
+      kept->begin(), kept->end(),
+      [&](const Candidate& c) { return bucket_of(c.logit) < last; });
+  const auto end = std::partition(rest, kept->end(), [&](const Candidate& c) {
+    return bucket_of(c.logit) == last;
+  });
+  std::sort(rest, end);
+  auto next = rest;
+  while (next != end && reached < wanted) reached += Exp((next++)->logit);
+  kept->erase(next, kept->end());
 }
 
 }  // namespace

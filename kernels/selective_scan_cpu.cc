@@ -56,6 +56,10 @@ void ScanChannels(const SelectiveScanArgs& args, int32_t seq, int64_t begin,
     const float* dt = args.dt.Row<const float>(t);
     const float* z = args.z.Row<const float>(t);
     float* out = args.out.Row<float>(t);
+    float steps[kChannels];
+    const int64_t count = end - begin;
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) steps[i] = Softplus(dt[begin + i]);
     int64_t loaded_head = -1;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t head = i / head_width;
@@ -69,10 +73,12 @@ void ScanChannels(const SelectiveScanArgs& args, int32_t seq, int64_t begin,
       }
       const float input = x[head / heads_per_x * head_width + i % head_width];
       const float y =
-          Step(&a[(i - begin) * padded], b.data(), c.data(), Softplus(dt[i]),
+          Step(&a[(i - begin) * padded], b.data(), c.data(), steps[i - begin],
                input, padded, &s[(i - begin) * padded]);
-      out[i] = std::fma(args.d[i], input, y) * Silu(z[i]);
+      out[i] = std::fma(args.d[i], input, y);
     }
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) out[i] *= Silu(z[i]);
   }
   for (int64_t i = begin; i < end; ++i) {
     std::copy_n(&s[(i - begin) * padded], state_size, state + i * state_size);

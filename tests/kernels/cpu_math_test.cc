@@ -76,6 +76,35 @@ TEST(DotTest, SumsEveryLengthWhateverTheAlignment) {
   }
 }
 
+// Rows taken eight together have the bits of rows taken one by one.
+TEST(DotRowsTest, GroupingDoesNotMatter) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  for (int n : {5, 8, 16, 64, 70, 128}) {
+    std::vector<float> a(n), rows(40 * n);
+    for (float& v : a) v = normal(random);
+    for (float& v : rows) v = normal(random);
+    const auto row = [&](int64_t j) { return &rows[j * n]; };
+    std::vector<float> alone(40);
+    for (int j = 0; j < 40; ++j) {
+      DotRows(
+          a.data(), [&](int64_t) { return row(j); }, 1, n, &alone[j]);
+      double expected = 0;
+      for (int i = 0; i < n; ++i) expected += double{a[i]} * row(j)[i];
+      EXPECT_NEAR(alone[j], expected, 1e-5);
+    }
+    for (int begin : {0, 1, 5}) {
+      for (int count : {1, 7, 8, 9, 31}) {
+        std::vector<float> out(count);
+        DotRows(
+            a.data(), [&](int64_t j) { return row(begin + j); }, count, n,
+            out.data());
+        for (int j = 0; j < count; ++j) EXPECT_EQ(out[j], alone[begin + j]);
+      }
+    }
+  }
+}
+
 TEST(AddWeightedRowsTest, AddsRowsInOrder) {
   for (int n : {1, 7, 8, 31, 32, 45, 128}) {
     std::vector<float> rows(5 * n), acc(n), weights = {1, -2, 0.5f, 3, 0.25f};
