@@ -22,11 +22,11 @@ TensorView View(const std::string& dtype, std::vector<int64_t> shape,
 }
 
 TEST(SafetensorsWriterTest, WhatIsWrittenIsRead) {
-  const std::string a(12, 'a'), b(8, 'b');
+  const std::string a(12, 'a'), b(8, 'b'), c(4, 'c'), none;
   const TensorMap tensors = {{"one", View("BF16", {2, 3}, a)},
                              {"two", View("I64", {1}, b)},
-                             {"scalar \"\\\xc3\xa4", View("F32", {}, "cccc")},
-                             {"none", View("F32", {0}, "")}};
+                             {"scalar \"\\\xc3\xa4", View("F32", {}, c)},
+                             {"none", View("F32", {0}, none)}};
   EXPECT_EQ(SafetensorsHeader(tensors).size() % 8, 0);
   const std::string path =
       absl::StrCat(testing::TempDir(), "/model.safetensors");
