@@ -38,8 +38,8 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
 
   flags->Section("Memory and numbers");
   flags->Bytes("cache-bytes", &options->cache_bytes,
-               "cache of each rank, e.g. 2GiB (default: a share of what is "
-               "free)");
+               "cache of each rank, e.g. 2GiB (default: what a GPU has left; on "
+               "a CPU an eighth of the free memory, at most 2GiB)");
   flags->Int("block-size", &options->block_size, 1, 1024,
              "tokens in a block of the attention cache");
   flags->Choice("dtype", &options->dtype, {"auto", "fp32", "bf16"},

@@ -202,6 +202,7 @@ class WorkerGroupImpl final : public WorkerGroup {
 
   absl::Status LearnFacts(const std::vector<v1::ConfigureResponse>& responses) {
     uint64_t available = std::numeric_limits<uint64_t>::max();
+    uint64_t usual = available;
     size_t poorest = 0;
     for (size_t r = 0; r < responses.size(); ++r) {
       const v1::ConfigureResponse& response = responses[r];
@@ -216,6 +217,7 @@ class WorkerGroupImpl final : public WorkerGroup {
         available = response.available_cache_bytes();
         poorest = r;
       }
+      usual = std::min(usual, response.default_cache_bytes());
       facts_.ranks.push_back(
           {options_.addresses[r], response.device(), response.weights_bytes()});
     }
@@ -225,7 +227,7 @@ class WorkerGroupImpl final : public WorkerGroup {
           ranks_.Name(poorest), " has ", available, " bytes left for it"));
     }
     const uint64_t wanted =
-        options_.cache_bytes > 0 ? options_.cache_bytes : available;
+        options_.cache_bytes > 0 ? options_.cache_bytes : usual;
     facts_.cache_bytes = wanted / kCacheUnitBytes * kCacheUnitBytes;
     facts_.kv_element_bytes = responses[0].kv_element_bytes();
     return absl::OkStatus();

@@ -20,6 +20,8 @@ namespace {
 constexpr int64_t kOpScratchBytes = int64_t{32} << 20;
 // What the device keeps free beside weights, workspace and arena.
 constexpr int64_t kReserveBytes = int64_t{256} << 20;
+// What a rank on a CPU takes for its cache unasked, at most.
+constexpr int64_t kDefaultCpuCacheBytes = int64_t{2} << 30;
 
 absl::StatusOr<DType> ReadDType(const std::string& dtype,
                                 const Device& device) {
@@ -84,8 +86,13 @@ absl::StatusOr<v1::ConfigureResponse> Executor::Load(
   v1::ConfigureResponse response;
   response.set_device(device_->name());
   response.set_weights_bytes(model_->weights_bytes());
-  response.set_available_cache_bytes(
-      std::max<int64_t>(0, free_bytes - kReserveBytes));
+  const int64_t available_bytes =
+      std::max<int64_t>(0, free_bytes - kReserveBytes);
+  response.set_available_cache_bytes(available_bytes);
+  response.set_default_cache_bytes(
+      device_->type() == DeviceType::kCpu
+          ? std::min(available_bytes / 8, kDefaultCpuCacheBytes)
+          : available_bytes);
   response.set_kv_element_bytes(cache.kv_element_bytes);
   return response;
 }

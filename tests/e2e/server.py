@@ -26,7 +26,8 @@ class Server:
 
     def __init__(self, *flags, model=TINY, world_size=1, ready_seconds=120):
         self.command = [BINARY, "serve", "--model", model, "--tensor-parallel-size", str(world_size),
-                        "--device", "cpu", "--threads", "1", "--port", "0", "--admin-port", "0", *flags]
+                        "--device", "cpu", "--threads", "1", "--cache-bytes", "256MiB", "--port", "0", "--admin-port", "0",
+                        *flags]
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.stderr_lines = []
         self._lines = queue.Queue()

@@ -56,6 +56,7 @@ class FakeStepExecutor final : public StepExecutor {
     response.set_device("fake");
     response.set_weights_bytes(1000);
     response.set_available_cache_bytes(rank_.available_cache_bytes);
+    response.set_default_cache_bytes(rank_.available_cache_bytes);
     response.set_kv_element_bytes(rank_.kv_element_bytes);
     return response;
   }
