@@ -4,7 +4,7 @@ import json
 import unittest
 
 import grpc
-from grpc.health.v1 import health_pb2
+import health_pb2
 from switchyard.v1 import generation_pb2 as generation
 
 import testing

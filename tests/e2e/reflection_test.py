@@ -4,7 +4,7 @@ import unittest
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from grpc.reflection.v1alpha import reflection_pb2
+import reflection_pb2
 
 import testing
 from server import Server
