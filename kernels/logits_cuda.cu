@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(256)
 }
 
 __global__ void __cluster_dims__(kVocabBlocks, 1, 1)
-    __launch_bounds__(kVocabThreads) LogprobsKernel(const LogprobsArgs args) {
+    __launch_bounds__(kVocabThreads, 1)
+        LogprobsKernel(const LogprobsArgs args) {
   extern __shared__ __align__(16) uint8_t raw[];
   VocabShared* shared = reinterpret_cast<VocabShared*>(raw);
   __shared__ uint64_t found[kMaxTopLogprobs];

@@ -95,7 +95,7 @@ __device__ uint64_t Draw(const SamplingRow& row, float top, int32_t num_logits,
 }
 
 __global__ void __cluster_dims__(kVocabBlocks, 1, 1)
-    __launch_bounds__(kVocabThreads) SampleKernel(const SamplingArgs args) {
+    __launch_bounds__(kVocabThreads, 1) SampleKernel(const SamplingArgs args) {
   extern __shared__ __align__(16) uint8_t raw[];
   VocabShared* shared = reinterpret_cast<VocabShared*>(raw);
   GridTrigger();

@@ -1,0 +1,416 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/backends.h"
+#include "tests/bench/kernels/harness.h"
+
+namespace switchyard::bench {
+namespace {
+
+struct SeqShape {
+  int32_t context, num_new;
+};
+
+struct Shape {
+  std::vector<SeqShape> seqs;  // decodes first
+  int32_t heads = 8, kv_heads = 2, head_size = 128;
+  int32_t block_size = 16;
+  int32_t window = 0;
+  bool ring = false;
+  DType dtype = DType::kBF16;
+  bool invariant = false;
+};
+
+std::vector<float> RopeTable(int64_t positions, int32_t head_size) {
+  std::vector<float> table(positions * head_size);
+  const int32_t half = head_size / 2;
+  for (int64_t p = 0; p < positions; ++p) {
+    for (int32_t i = 0; i < half; ++i) {
+      const double angle = p * std::pow(1e6, -2.0 * i / head_size);
+      table[p * head_size + i] = static_cast<float>(std::cos(angle));
+      table[p * head_size + half + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+  return table;
+}
+
+// One case: the sequences' caches on the host, and the op's answer against the
+// definition in double.
+class AttentionCase {
+ public:
+  AttentionCase(Harness* harness, const Shape& shape) : h_(harness), s_(shape) {
+    const int64_t element = DTypeBytes(s_.dtype);
+    ring_blocks_ =
+        s_.ring ? (s_.window + s_.block_size - 1) / s_.block_size : 0;
+    block_bytes_ = (2 * s_.kv_heads * s_.block_size * s_.head_size * element +
+                    kCacheUnitBytes - 1) /
+                   kCacheUnitBytes * kCacheUnitBytes;
+    int32_t longest = 0;
+    offsets_ = {0};
+    for (const SeqShape& seq : s_.seqs) {
+      longest = std::max(longest, seq.context + seq.num_new);
+      offsets_.push_back(offsets_.back() + seq.num_new);
+      contexts_.push_back(seq.context);
+      for (int32_t i = 0; i < seq.num_new; ++i)
+        positions_.push_back(seq.context + i);
+    }
+    stride_ =
+        s_.ring ? ring_blocks_ : (longest + s_.block_size - 1) / s_.block_size;
+    table_ = RopeTable(longest, s_.head_size);
+    FillCache();
+  }
+
+  void Run(const std::string& name) {
+    const int64_t tokens = offsets_.back();
+    const int64_t q_cols = s_.heads * s_.head_size,
+                  kv_cols = s_.kv_heads * s_.head_size;
+    const Tensor qkv = h_->Random(tokens, q_cols + 2 * kv_cols, s_.dtype);
+    Tensor out = h_->Poisoned(tokens, q_cols, s_.dtype);
+    const DeviceBuffer arena = h_->Upload(arena_), ids = h_->Upload(ids_),
+                       offsets = h_->Upload(offsets_),
+                       contexts = h_->Upload(contexts_),
+                       positions = h_->Upload(positions_),
+                       table = h_->Upload(table_);
+    PagedAttentionArgs args;
+    args.batch.num_seqs = static_cast<int32_t>(s_.seqs.size());
+    while (args.batch.num_decodes < args.batch.num_seqs &&
+           s_.seqs[args.batch.num_decodes].num_new == 1)
+      ++args.batch.num_decodes;
+    args.batch.num_tokens = static_cast<int32_t>(tokens);
+    args.batch.token_offsets = reinterpret_cast<int32_t*>(offsets.get());
+    args.batch.context_lens = reinterpret_cast<int32_t*>(contexts.get());
+    args.batch.positions = reinterpret_cast<int32_t*>(positions.get());
+    args.blocks = {arena.get(), reinterpret_cast<uint32_t*>(ids.get()), stride_,
+                   s_.block_size, ring_blocks_};
+    args.kv_dtype = s_.dtype;
+    args.num_heads = s_.heads;
+    args.num_kv_heads = s_.kv_heads;
+    args.head_size = s_.head_size;
+    args.window = s_.window;
+    args.scale = 1 / std::sqrt(static_cast<float>(s_.head_size));
+    args.q = qkv.view.Columns(0, q_cols);
+    args.k = qkv.view.Columns(q_cols, kv_cols);
+    args.v = qkv.view.Columns(q_cols + kv_cols, kv_cols);
+    args.rope_table = reinterpret_cast<float*>(table.get());
+    args.rope_positions = table_.size() / s_.head_size;
+    args.out = out.view;
+    Ok(internal::PagedAttentionCuda(
+        s_.invariant ? h_->invariant() : h_->context(), args));
+    const std::vector<float> result = h_->Download(out.view);
+    h_->Check(name, result, Attend(qkv), s_.dtype == DType::kF32 ? 1e-5 : 6e-3);
+    CheckCache(name, h_->Download<uint8_t>(arena.get(), arena_.size()));
+  }
+
+ private:
+  using Vectors = std::vector<double>;  // [positions, kv_heads, head_size]
+
+  int64_t Place(int32_t seq, int32_t position, int32_t head, int which) const {
+    int32_t entry = position / s_.block_size;
+    if (s_.ring) entry %= ring_blocks_;
+    const int64_t row = (int64_t{which} * s_.kv_heads + head) * s_.block_size +
+                        position % s_.block_size;
+    return ids_[seq * stride_ + entry] * kCacheUnitBytes +
+           row * s_.head_size * DTypeBytes(s_.dtype);
+  }
+  // Positions that are in the cache when there are `length`.
+  int32_t FirstCached(int32_t length) const {
+    return s_.ring ? std::max(0, length - ring_blocks_ * s_.block_size) : 0;
+  }
+
+  void FillCache() {
+    const int64_t num_blocks = s_.seqs.size() * stride_ + 3;
+    std::vector<uint32_t> order(num_blocks);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), h_->random());
+    ids_.resize(s_.seqs.size() * stride_);
+    for (size_t i = 0; i < ids_.size(); ++i)
+      ids_[i] =
+          static_cast<uint32_t>(order[i] * (block_bytes_ / kCacheUnitBytes));
+    arena_.assign(num_blocks * block_bytes_, 0xff);
+    std::normal_distribution<float> normal;
+    for (size_t seq = 0; seq < s_.seqs.size(); ++seq) {
+      const int32_t context = s_.seqs[seq].context;
+      const int64_t row = s_.kv_heads * s_.head_size;
+      keys_.emplace_back(context * row);
+      values_.emplace_back(context * row);
+      for (int32_t p = 0; p < context; ++p) {
+        for (int64_t c = 0; c < row; ++c) {
+          for (int which = 0; which < 2; ++which) {
+            float x = normal(h_->random());
+            uint16_t bits = FloatToBF16(x);
+            if (s_.dtype == DType::kBF16) x = BF16ToFloat(bits);
+            (which == 0 ? keys_ : values_)[seq][p * row + c] = x;
+            if (p < FirstCached(context)) continue;
+            const int64_t at = Place(seq, p, c / s_.head_size, which) +
+                               c % s_.head_size * DTypeBytes(s_.dtype);
+            if (s_.dtype == DType::kBF16)
+              std::memcpy(&arena_[at], &bits, 2);
+            else
+              std::memcpy(&arena_[at], &x, 4);
+          }
+        }
+      }
+    }
+  }
+
+  double Rotated(const float* head, int32_t i, int32_t position) const {
+    const int32_t half = s_.head_size / 2;
+    const double cosine = table_[position * s_.head_size + i % half];
+    const double sine = table_[position * s_.head_size + half + i % half];
+    return i < half ? head[i] * cosine - head[i + half] * sine
+                    : head[i] * cosine + head[i - half] * sine;
+  }
+
+  // The outputs; also extends keys_ and values_ by the new rows.
+  Vectors Attend(const Tensor& qkv) {
+    const int32_t d = s_.head_size, group = s_.heads / s_.kv_heads;
+    const double scale = 1 / std::sqrt(static_cast<double>(d));
+    Vectors out;
+    for (size_t seq = 0; seq < s_.seqs.size(); ++seq) {
+      Vectors& keys = keys_[seq];
+      Vectors& values = values_[seq];
+      for (int32_t i = 0; i < s_.seqs[seq].num_new; ++i) {
+        const float* row = &qkv.host[(offsets_[seq] + i) * qkv.view.cols];
+        const int32_t position = s_.seqs[seq].context + i;
+        for (int32_t c = 0; c < s_.kv_heads * d; ++c) {
+          keys.push_back(
+              Rotated(row + (s_.heads + c / d) * d, c % d, position));
+          values.push_back(row[(s_.heads + s_.kv_heads) * d + c]);
+        }
+        const int32_t begin =
+            s_.window > 0 ? std::max(0, position + 1 - s_.window) : 0;
+        for (int32_t head = 0; head < s_.heads; ++head) {
+          Vectors q(d), x(d, 0.0);
+          for (int32_t c = 0; c < d; ++c)
+            q[c] = Rotated(row + head * d, c, position) * scale;
+          const int64_t kv = head / group * d, stride = s_.kv_heads * d;
+          std::vector<double> scores;
+          for (int32_t p = begin; p <= position; ++p)
+            scores.push_back(std::inner_product(
+                q.begin(), q.end(), keys.begin() + p * stride + kv, 0.0));
+          const double top = *std::max_element(scores.begin(), scores.end());
+          double sum = 0;
+          for (int32_t p = begin; p <= position; ++p) {
+            const double weight = std::exp(scores[p - begin] - top);
+            sum += weight;
+            for (int32_t c = 0; c < d; ++c)
+              x[c] += weight * values[p * stride + kv + c];
+          }
+          for (const double value : x) out.push_back(value / sum);
+        }
+      }
+    }
+    return out;
+  }
+
+  // The new rows are where they belong, and nothing else has changed.
+  void CheckCache(const std::string& name, const std::vector<uint8_t>& arena) {
+    std::vector<float> stored;
+    Vectors wanted;
+    const int64_t d = s_.head_size, element = DTypeBytes(s_.dtype);
+    for (size_t seq = 0; seq < s_.seqs.size(); ++seq) {
+      const int32_t end = s_.seqs[seq].context + s_.seqs[seq].num_new;
+      for (int32_t p = std::max(s_.seqs[seq].context, FirstCached(end));
+           p < end; ++p) {
+        for (int32_t c = 0; c < 2 * s_.kv_heads * d; ++c) {
+          const int which = c / (s_.kv_heads * d);
+          const int32_t head = c / d % s_.kv_heads;
+          const int64_t at = Place(seq, p, head, which) + c % d * element;
+          std::memcpy(&arena_[at], &arena[at], element);
+          if (s_.dtype == DType::kBF16) {
+            uint16_t bits;
+            std::memcpy(&bits, &arena[at], 2);
+            stored.push_back(BF16ToFloat(bits));
+          } else {
+            float x;
+            std::memcpy(&x, &arena[at], 4);
+            stored.push_back(x);
+          }
+          wanted.push_back((
+              which == 0
+                  ? keys_
+                  : values_)[seq][p * s_.kv_heads * d + c % (s_.kv_heads * d)]);
+        }
+      }
+    }
+    h_->Check(name + ", appended", stored, wanted,
+              s_.dtype == DType::kF32 ? 1e-6 : 4e-3);
+    h_->Expect(name + ", the rest of the cache untouched", arena_ == arena);
+  }
+
+  Harness* const h_;
+  const Shape s_;
+  int32_t ring_blocks_ = 0, stride_ = 0;
+  int64_t block_bytes_ = 0;
+  std::vector<int32_t> offsets_, contexts_, positions_;
+  std::vector<uint32_t> ids_;
+  std::vector<uint8_t> arena_;
+  std::vector<float> table_;
+  std::vector<Vectors> keys_, values_;
+};
+
+void CheckAll(Harness* h) {
+  const std::vector<SeqShape> decodes = {{0, 1},  {1, 1},   {15, 1},  {16, 1},
+                                         {63, 1}, {64, 1},  {127, 1}, {700, 1},
+                                         {65, 1}, {2100, 1}};
+  const std::vector<SeqShape> mixed = {{40, 1},    {300, 1}, {0, 3},
+                                       {0, 200},   {5, 64},  {77, 1},
+                                       {130, 150}, {64, 300}};
+  const auto check = [&](const char* name, Shape shape) {
+    AttentionCase(h, shape).Run(absl::StrCat(
+        "attention ", name, " head ", shape.head_size, " ", shape.heads, "/",
+        shape.kv_heads, " window ", shape.window, shape.ring ? " ring" : "",
+        " ", DTypeName(shape.dtype), shape.invariant ? " invariant" : ""));
+  };
+  for (const int32_t head_size : {16, 32, 64, 128, 256, 80}) {
+    for (const auto& [heads, kv_heads] :
+         {std::pair(8, 2), std::pair(3, 3), std::pair(24, 2)}) {
+      Shape shape;
+      shape.seqs = decodes;
+      shape.heads = heads;
+      shape.kv_heads = kv_heads;
+      shape.head_size = head_size;
+      check("decode", shape);
+      shape.seqs = mixed;
+      shape.block_size = 32;
+      check("mixed", shape);
+    }
+  }
+  Shape shape;
+  for (const int32_t window : {5, 64, 100}) {
+    for (const bool ring : {false, true}) {
+      shape.window = window;
+      shape.ring = ring;
+      shape.seqs = decodes;
+      check("decode", shape);
+      shape.seqs = mixed;
+      check("mixed", shape);
+      shape.invariant = true;
+      check("mixed", shape);
+      shape.invariant = false;
+    }
+  }
+  shape = Shape();
+  shape.dtype = DType::kF32;
+  shape.head_size = 48;
+  shape.seqs = mixed;
+  check("mixed", shape);
+  shape.window = 20;
+  shape.ring = true;
+  check("mixed", shape);
+  shape = Shape();
+  shape.block_size = 4;
+  shape.seqs = mixed;
+  check("mixed, blocks of 4", shape);
+  // More sequences than units in a block's share, and long ones among them.
+  shape = Shape();
+  shape.heads = 32;
+  shape.kv_heads = 8;
+  for (int i = 0; i < 70; ++i) shape.seqs.push_back({i % 9 == 0 ? 900 : i, 1});
+  check("decode many", shape);
+}
+
+// Caches of `batch` sequences of `context` positions, num_sets of them.
+class TimedAttention {
+ public:
+  TimedAttention(Harness* h, int32_t batch, int32_t context, int32_t num_new,
+                 int32_t window)
+      : h_(h), batch_(batch), context_(context), num_new_(num_new) {
+    const int64_t set_bytes =
+        int64_t{batch} * context * kKvHeads * kHeadSize * 4;
+    num_sets_ = static_cast<int>(
+        std::max<int64_t>(1, 300'000'000 / std::max<int64_t>(set_bytes, 1)));
+    num_sets_ = std::min(num_sets_, 40);
+    const int32_t stride = (context + num_new + kBlock - 1) / kBlock;
+    const int64_t block_elements = 2 * kKvHeads * kBlock * kHeadSize;
+    const int64_t num_blocks = int64_t{num_sets_} * batch * stride;
+    arena_ = h->Large(num_blocks, block_elements, DType::kBF16);
+    std::vector<uint32_t> ids(num_blocks);
+    for (int64_t i = 0; i < num_blocks; ++i)
+      ids[i] = static_cast<uint32_t>(i * block_elements * 2 / kCacheUnitBytes);
+    // Scattered, as in a server that has run for a while.
+    std::shuffle(ids.begin(), ids.end(), h->random());
+    ids_ = h->Upload(ids);
+    std::vector<int32_t> offsets, contexts(batch, context), positions;
+    for (int32_t s = 0; s <= batch; ++s) offsets.push_back(s * num_new);
+    for (int32_t i = 0; i < batch * num_new; ++i)
+      positions.push_back(context + i % num_new);
+    offsets_ = h->Upload(offsets);
+    contexts_ = h->Upload(contexts);
+    positions_ = h->Upload(positions);
+    table_ = h->Upload(RopeTable(context + num_new, kHeadSize));
+    qkv_ = h->Large(batch * num_new, 6144, DType::kBF16);
+    out_ = h->Large(batch * num_new, 4096, DType::kBF16);
+    args_.batch.num_seqs = batch;
+    args_.batch.num_decodes = num_new == 1 ? batch : 0;
+    args_.batch.num_tokens = batch * num_new;
+    args_.batch.token_offsets = reinterpret_cast<int32_t*>(offsets_.get());
+    args_.batch.context_lens = reinterpret_cast<int32_t*>(contexts_.get());
+    args_.batch.positions = reinterpret_cast<int32_t*>(positions_.get());
+    args_.blocks = {arena_.buffer.get(), nullptr, stride, kBlock, 0};
+    args_.kv_dtype = DType::kBF16;
+    args_.num_heads = 32;
+    args_.num_kv_heads = kKvHeads;
+    args_.head_size = kHeadSize;
+    args_.window = window;
+    args_.scale = 0.0883883f;
+    args_.q = qkv_.view.Columns(0, 4096);
+    args_.k = qkv_.view.Columns(4096, 1024);
+    args_.v = qkv_.view.Columns(5120, 1024);
+    args_.rope_table = reinterpret_cast<float*>(table_.get());
+    args_.rope_positions = context + num_new;
+    args_.out = out_.view;
+  }
+
+  int num_sets() const { return num_sets_; }
+  void Run(int set) {
+    args_.blocks.ids = reinterpret_cast<uint32_t*>(ids_.get()) +
+                       int64_t{set} * batch_ * args_.blocks.stride;
+    Ok(internal::PagedAttentionCuda(h_->context(), args_));
+  }
+
+ private:
+  static constexpr int32_t kKvHeads = 8, kHeadSize = 128, kBlock = 16;
+  Harness* const h_;
+  const int32_t batch_, context_, num_new_;
+  int num_sets_ = 1;
+  Tensor arena_, qkv_, out_;
+  DeviceBuffer ids_, offsets_, contexts_, positions_, table_;
+  PagedAttentionArgs args_;
+};
+
+void TimeAll(Harness* h) {
+  for (const auto& [batch, context] :
+       {std::pair(1, 2048), std::pair(16, 2048), std::pair(1, 32768),
+        std::pair(8, 32768), std::pair(16, 32768), std::pair(64, 4096),
+        std::pair(64, 512)}) {
+    TimedAttention timed(h, batch, context, 1, 0);
+    h->Time(absl::StrCat("attention decode ", batch, " x ", context),
+            timed.num_sets(), double{4096} * batch * context, Roof::kRead,
+            [&](int s) { timed.Run(s); });
+  }
+  for (const auto& [context, num_new, window] :
+       {std::tuple(0, 2048, 0), std::tuple(0, 8192, 0), std::tuple(0, 32768, 0),
+        std::tuple(24576, 8192, 0), std::tuple(0, 32768, 4096)}) {
+    TimedAttention timed(h, 1, context, num_new, window);
+    const double keys = window > 0
+                            ? static_cast<double>(window)
+                            : context + num_new / 2.0;  // that a query sees
+    h->Time(absl::StrCat("attention prefill ", num_new, " after ", context,
+                         window > 0 ? " window 4096" : ""),
+            1, 4.0 * 32 * 128 * num_new * keys, Roof::kGemm,
+            [&](int s) { timed.Run(s); });
+  }
+}
+
+}  // namespace
+
+void BenchAttention(Harness* h) {
+  CheckAll(h);
+  if (h->times_wanted()) TimeAll(h);
+}
+
+}  // namespace switchyard::bench
