@@ -15,7 +15,8 @@
 //              alpha], convolution channels [Q | K | V]: every segment is cut
 //              by its own heads (the split of _fix_query_key_value_ordering).
 //              Value head h uses key head h / (value_heads / key_heads)
-//              (repeat_interleave), so contiguous runs match.
+//              (repeat_interleave), so contiguous runs match; fewer key heads
+//              than ranks are replicated like KV heads.
 //   kda        heads are rows [head, head_dim] of q, k, v, f_b, g_b, dt_bias
 //              and of the convolutions.
 //   mamba      in_proj rows [z d_inner | x d_xb | B d_xb | C d_inner]; a head
@@ -95,7 +96,8 @@ enum class ShardAxis { kNone, kRows, kCols };
 
 // Rows (or columns) [begin, begin + num_groups * group_size), cut between
 // groups. Each rank gets num_groups / w consecutive groups; with fewer groups
-// than ranks (KV heads), w / num_groups consecutive ranks get the same one.
+// than ranks (KV heads, gdn's key heads), w / num_groups consecutive ranks get
+// the same one.
 struct ShardSegment {
   int64_t begin = 0;
   int64_t num_groups = 0;

@@ -27,8 +27,7 @@ TEST(InspectTest, DescribesASupernet) {
   for (const char* text :
        {"9.36 M in all", "attention (main)", "4 heads, 2 KV heads of 64",
         "window 64", "at most 4 blocks", "all-gdn", "(--placement)",
-        // 4 does not divide the two key heads.
-        "must divide decoder.block.mixer.mixers.gdn.key_heads = 2"}) {
+        "must divide decoder.block.mixer.mixers.attention.heads = 4"}) {
     EXPECT_TRUE(absl::StrContains(out, text)) << text << "\n" << out;
   }
   // Six layers of one KV head a rank: 2 * 64 floats each.

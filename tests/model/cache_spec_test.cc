@@ -128,7 +128,8 @@ TEST(CacheSpecTest, PropertiesOfGeneratedConfigs) {
           EXPECT_LE(s.unit_bytes, w.unit_bytes);
           EXPECT_GE(s.unit_bytes, s.state_offset + s.state_bytes);
           EXPECT_EQ(s.state_bytes * world_size, w.state_bytes);
-          EXPECT_EQ(s.conv_bytes * world_size, w.conv_bytes);
+          // More where gdn's key heads are replicated.
+          EXPECT_GE(s.conv_bytes * world_size, w.conv_bytes);
           int64_t last = 0;
           for (int64_t tokens = 0; tokens < 200; tokens += 7) {
             const int64_t units = spec.NumUnits(layer, m, tokens);

@@ -107,7 +107,7 @@ class Generator {
   Json Gdn() {
     return {{"type", "gdn"},
             {"value_heads", 4 * Pick<int>({1, 2})},
-            {"key_heads", 4},
+            {"key_heads", Pick<int>({1, 2, 4})},
             {"key_head_dim", Pick<int>({8, 16})},
             {"value_head_dim", Pick<int>({8, 16})},
             {"convolution_layer", {{"kernel_size", Pick<int>({2, 4})}}}};

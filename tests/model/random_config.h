@@ -9,7 +9,7 @@
 namespace switchyard {
 
 // A valid config.json whose heads, groups and widths all split over 4 ranks
-// (KV heads by replication where they are 1 or 2).
+// (KV heads and gdn's key heads by replication where they are 1 or 2).
 nlohmann::ordered_json RandomConfigJson(std::mt19937& random);
 
 }  // namespace switchyard

@@ -88,6 +88,19 @@ TEST(WeightTableTest, ReplicatesKvHeads) {
   EXPECT_EQ(LocalShape(k, 4).rows, 16);
 }
 
+TEST(WeightTableTest, ReplicatesTheKeyHeadsOfGdn) {
+  // Q, K: 2 heads of 64; V, Z: 4 heads of 64. Value heads 0 and 1 use key head
+  // 0, so ranks 0 and 1 of four hold it.
+  const TensorSpec qkvz =
+      Find(Load("apriel2-tiny"),
+           "model.decoder.blocks.1.mixer.mixers.gdn.in_proj_qkvz.weight");
+  EXPECT_EQ(LocalShape(qkvz, 4).rows, 4 * 64);
+  EXPECT_EQ(LocalRanges(qkvz, 1, 4),
+            (Ranges{{0, 64}, {128, 192}, {320, 384}, {576, 640}}));
+  EXPECT_EQ(LocalRanges(qkvz, 2, 4),
+            (Ranges{{64, 128}, {192, 256}, {384, 448}, {640, 704}}));
+}
+
 TEST(WeightTableTest, PadsTheVocabulary) {
   const ModelConfig config = Load("zoo-pattern");  // 257 words, tied
   const TensorSpec embedding = Find(config, "model.embed_tokens.weight");
@@ -119,8 +132,8 @@ TEST(WeightTableTest, CountsParameters) {
   EXPECT_LT(half, WeightBytesPerRank(config, 1, 2) * 6 / 10);
 }
 
-// Over all ranks, every row (or column) is held: exactly once, or by equally
-// many neighbours where KV heads are replicated.
+// Over all ranks, every row (or column) of a segment is held: exactly once, or
+// by equally many neighbours where KV or key heads are replicated.
 TEST(WeightTableTest, RanksCoverEveryTensorEvenly) {
   std::mt19937 random(11);
   for (int i = 0; i < 200; ++i) {
@@ -150,8 +163,17 @@ TEST(WeightTableTest, RanksCoverEveryTensorEvenly) {
             EXPECT_EQ(total, slice);
           }
         }
-        for (const int times : held) EXPECT_EQ(times, held[0]) << spec.name;
-        EXPECT_GE(held[0], 1);
+        for (const ShardSegment& segment : spec.shard.segments) {
+          const int times =
+              spec.shard.padded || segment.num_groups >= world_size
+                  ? 1
+                  : world_size / static_cast<int>(segment.num_groups);
+          const int64_t end =
+              segment.begin + segment.num_groups * segment.group_size;
+          for (int64_t at = segment.begin; at < end; ++at) {
+            EXPECT_EQ(held[at], times) << spec.name << " " << at;
+          }
+        }
       }
     }
   }
