@@ -2,6 +2,8 @@
 
 #include "cli/bench.h"
 #include "cli/commands.h"
+#include "cli/inspect.h"
+#include "cli/prune.h"
 #include "cli/serve.h"
 #include "cli/worker.h"
 
@@ -17,6 +19,10 @@ absl::Span<const Command> Commands() {
       {"placement", "shows and switches the placements of a server",
        PlacementCommand},
       {"align", "compares a model with a golden file", AlignCommand},
+      {"inspect", "shows a checkpoint's layers, mixers and sizes",
+       InspectCommand},
+      {"prune", "extracts a fixed-placement checkpoint from a supernet",
+       PruneCommand},
       {"bench", "measures", BenchCommand},
   };
   return kCommands;

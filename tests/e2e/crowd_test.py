@@ -17,8 +17,8 @@ def draw_request(rng, number):
         placement = [rng.choice(MIXERS)] * LAYERS
     else:
         placement = [rng.choice(MIXERS) for _ in range(LAYERS)]
-    prompt = [1] + [rng.randrange(8, 2048) for _ in range(rng.choice([0, 3, 15, 16, 17, 60, 150, 300]))]
-    fields = {"placement": placement, "max_tokens": rng.randrange(1, 60), "ignore_eos": True}
+    prompt = [1] + [rng.randrange(8, 2048) for _ in range(rng.choice([0, 3, 15, 16, 17, 60, 150]))]
+    fields = {"placement": placement, "max_tokens": rng.randrange(1, 160), "ignore_eos": True}
     if rng.random() < 0.5:
         fields.update(temperature=1.0, seed=number, top_p=0.95, top_k=50, repetition_penalty=1.1)
     cancel_after = rng.randrange(0, 10) if rng.random() < 0.25 else None
