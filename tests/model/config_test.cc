@@ -450,6 +450,7 @@ TEST(ConfigTest, FingerprintTellsModelsApart) {
       {"/decoder/block/mixer/main_mixer_name", "gdn"},
       {"/decoder/block/mixer/mixers/swa/window_size", 17},
       {"/decoder/block/mixer/mixers/swa/rotary/theta", 2e4},
+      {"/decoder/block/mixer/mixers/swa/rotary/inv_freq_dtype", "float32"},
       {"/decoder/block/mixer/mixers/swa/add_linear_biases", true},
       {"/decoder/block/mixer/mixers/gdn/key_heads", 2},
       {"/decoder/block/mixer/mixers/kda/normalization/activation", "sigmoid"},
