@@ -116,6 +116,13 @@ class Stream final
   bool done_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
+void KeepForever(std::shared_ptr<grpc::Channel> channel) {
+  static auto* const mutex = new absl::Mutex;
+  static auto* const kept = new std::vector<std::shared_ptr<grpc::Channel>>;
+  absl::MutexLock lock(mutex);
+  kept->push_back(std::move(channel));
+}
+
 class GrpcRankClient final : public RankClient {
  public:
   explicit GrpcRankClient(const std::string& address) {
@@ -135,6 +142,10 @@ class GrpcRankClient final : public RankClient {
     channel_ = grpc::CreateCustomChannel(
         address, grpc::InsecureChannelCredentials(), arguments);
     stub_ = v1::WorkerService::NewStub(channel_);
+    // gRPC 1.51 keeps one completion queue for all callback calls and tears it
+    // down with the last channel, where it aborts if a cancelled call still
+    // reports. A process coordinates one group: its channels stay.
+    KeepForever(channel_);
     channel_->GetState(/*try_to_connect=*/true);
   }
 
