@@ -1,0 +1,391 @@
+#include "worker/executor.h"
+
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/device.h"
+#include "tests/worker/executor_harness.h"
+
+namespace switchyard {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kTinyDir[] = "tests/testdata/apriel2-tiny";
+constexpr char kStochasticDir[] = "tests/testdata/zoo-stochastic5";
+
+std::unique_ptr<ExecutorHarness> Harness(const std::string& dir,
+                                         int32_t world_size = 1) {
+  HarnessOptions options;
+  options.model_dir = dir;
+  options.world_size = world_size;
+  return ExecutorHarness::Create(options).value();
+}
+
+std::vector<int32_t> Prompt(int32_t length, int32_t salt = 0) {
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < length; ++i) {
+    tokens.push_back((7 + salt * 31 + i * i * 13) % 300);
+  }
+  return tokens;
+}
+
+// Bits, not closeness.
+void ExpectSame(const HarnessResult& got, const HarnessResult& want,
+                const std::string& what) {
+  EXPECT_EQ(got.tokens, want.tokens) << what;
+  const auto logprobs = [](const std::vector<v1::TokenLogprobs>& values) {
+    std::vector<float> flat;
+    for (const v1::TokenLogprobs& value : values) {
+      flat.push_back(value.logprob());
+      for (const auto& top : value.top()) flat.push_back(top.logprob());
+    }
+    return flat;
+  };
+  EXPECT_EQ(logprobs(got.logprobs), logprobs(want.logprobs)) << what;
+  EXPECT_EQ(logprobs(got.prompt_logprobs), logprobs(want.prompt_logprobs))
+      << what;
+}
+
+std::vector<HarnessRequest> MixedRequests() {
+  const std::vector<std::vector<std::string>> placements = {
+      {"attention", "gdn", "mamba"}, {"swa", "swa", "swa"},
+      {"kda", "mamba", "attention"}, {"mamba", "kda", "gdn"},
+      {"gdn", "gdn", "kda"},         {"attention", "swa", "attention"}};
+  std::vector<HarnessRequest> requests;
+  for (size_t i = 0; i < placements.size(); ++i) {
+    HarnessRequest request;
+    request.mixers = placements[i];
+    request.prompt = Prompt(static_cast<int32_t>(1 + 17 * i), i);
+    request.max_tokens = static_cast<int32_t>(4 + i);
+    request.sampling = GreedyWithLogprobs(2);
+    if (i % 2 == 1) {
+      request.sampling.set_temperature(0.9f);
+      request.sampling.set_top_p(0.95f);
+      request.sampling.set_frequency_penalty(0.5f);
+      request.seed = 100 + i;
+    }
+    requests.push_back(std::move(request));
+  }
+  return requests;
+}
+
+TEST(ExecutorTest, MixedPlacementsEqualSoloRuns) {
+  const std::vector<HarnessRequest> requests = MixedRequests();
+  for (const int32_t world_size : {1, 2}) {
+    const auto harness = Harness(kStochasticDir, world_size);
+    const auto together = harness->Generate(requests);
+    const auto in_chunks = harness->Generate(requests, 11);
+    ASSERT_TRUE(together.ok()) << together.status();
+    ASSERT_TRUE(in_chunks.ok()) << in_chunks.status();
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const auto solo = harness->GenerateOne(requests[i]);
+      ASSERT_TRUE(solo.ok()) << solo.status();
+      const std::string what = "request " + std::to_string(i) + " of world " +
+                               std::to_string(world_size);
+      ExpectSame((*together)[i], *solo, what);
+      ExpectSame((*in_chunks)[i], *solo, what + ", in chunks");
+    }
+    EXPECT_EQ(harness->executor(0).num_cache_units_held(), 0);
+  }
+}
+
+// Prefill, single tokens, prefill again on one sequence, against one prefill.
+class FollowUpTest : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(FollowUpTest, EqualsOneLongPrefill) {
+  const auto harness = Harness(kStochasticDir);
+  HarnessRequest request;
+  request.mixers.assign(3, GetParam());
+  request.prompt = Prompt(90);
+  request.sampling = GreedyWithLogprobs(1);
+  const auto whole = harness->GenerateOne(request);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+
+  HarnessResult pieces;
+  pieces.prompt_logprobs.resize(1);
+  v1::StepPlan plan;
+  const uint64_t id = harness->Start(plan, request);
+  for (const int32_t num_tokens : {33, 1, 1, 1, 40, 1, 13}) {
+    harness->Add(plan, id, num_tokens);
+    const auto step = harness->Execute(plan);
+    ASSERT_TRUE(step.ok()) << step.status();
+    plan.Clear();
+    for (const v1::PromptLogprobs& prompt : step->prompt_logprobs()) {
+      EXPECT_EQ(prompt.start(), pieces.prompt_logprobs.size());
+      pieces.prompt_logprobs.insert(pieces.prompt_logprobs.end(),
+                                    prompt.positions().begin(),
+                                    prompt.positions().end());
+    }
+    for (const v1::SampledToken& token : step->tokens()) {
+      pieces.tokens.push_back(token.token_id());
+      pieces.logprobs.push_back(token.logprobs());
+    }
+  }
+  ExpectSame(pieces, *whole, GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(Mixers, FollowUpTest,
+                         ::testing::Values("attention", "swa", "gdn", "kda",
+                                           "mamba"));
+
+TEST(ExecutorTest, ARestartContinuesAsIfNothingHappened) {
+  const auto harness = Harness(kStochasticDir);
+  HarnessRequest request;
+  request.mixers = {"gdn", "attention", "kda"};
+  request.prompt = Prompt(20);
+  request.max_tokens = 12;
+  request.sampling.set_temperature(1.2f);
+  request.sampling.set_presence_penalty(1.5f);
+  request.sampling.set_repetition_penalty(1.3f);
+  request.sampling.set_logprobs(0);
+  request.seed = 5;
+  const auto whole = harness->GenerateOne(request);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+
+  // The same from its fifth token on, with a cache rebuilt from its tokens.
+  HarnessRequest restarted = request;
+  restarted.prompt.insert(restarted.prompt.end(), whole->tokens.begin(),
+                          whole->tokens.begin() + 5);
+  v1::StepPlan plan;
+  const uint64_t id = harness->Start(plan, restarted);
+  plan.mutable_started(0)->set_num_prompt_tokens(request.prompt.size());
+  std::vector<int32_t> tokens(whole->tokens.begin(), whole->tokens.begin() + 5);
+  while (tokens.size() < whole->tokens.size()) {
+    harness->Add(plan, id, harness->num_left(id));
+    const auto step = harness->Execute(plan);
+    ASSERT_TRUE(step.ok()) << step.status();
+    plan.Clear();
+    ASSERT_EQ(step->tokens_size(), 1);
+    tokens.push_back(step->tokens(0).token_id());
+  }
+  EXPECT_EQ(tokens, whole->tokens);
+}
+
+TEST(ExecutorTest, BiasesForceAndForbidTokens) {
+  const auto harness = Harness(kTinyDir);
+  HarnessRequest request;
+  request.prompt = Prompt(9);
+  request.max_tokens = 6;
+  request.sampling = GreedyWithLogprobs();
+  const HarnessResult plain = harness->GenerateOne(request).value();
+
+  HarnessRequest forced = request;
+  (*forced.sampling.mutable_logit_bias())[42] = 100;
+  const HarnessResult biased = harness->GenerateOne(forced).value();
+  EXPECT_EQ(biased.tokens, std::vector<int32_t>(6, 42));
+  // Log-probabilities are the model's own.
+  EXPECT_LT(biased.logprobs[0].logprob(), plain.logprobs[0].logprob());
+
+  HarnessRequest patient = request;
+  patient.sampling.set_min_tokens(3);
+  for (int32_t token : plain.tokens) {
+    patient.sampling.add_stop_token_ids(token);
+  }
+  const HarnessResult late = harness->GenerateOne(patient).value();
+  for (int32_t i = 0; i < 3; ++i) {
+    EXPECT_THAT(plain.tokens,
+                ::testing::Not(::testing::Contains(late.tokens[i])));
+  }
+}
+
+TEST(ExecutorTest, OnlyRankZeroReports) {
+  const auto harness = Harness(kStochasticDir, 2);
+  v1::StepPlan plan;
+  HarnessRequest request;
+  request.prompt = Prompt(5);
+  const uint64_t id = harness->Start(plan, request);
+  harness->Add(plan, id, 5);
+  const auto result = harness->Execute(plan);
+  ASSERT_TRUE(result.ok()) << result.status();
+  ASSERT_EQ(result->tokens_size(), 1);
+  EXPECT_EQ(result->tokens(0).sequence_id(), id);
+  EXPECT_FALSE(result->tokens(0).has_logprobs());
+  EXPECT_EQ(result->prompt_logprobs_size(), 0);
+}
+
+struct BadPlan {
+  const char* name;
+  // Spoils a plan that starts and runs one sequence of ten tokens.
+  std::function<void(v1::StepPlan&)> spoil;
+  const char* message;
+};
+
+class BadPlanTest : public ::testing::TestWithParam<BadPlan> {};
+
+TEST_P(BadPlanTest, IsAnError) {
+  const auto harness = Harness(kStochasticDir);
+  v1::StepPlan plan;
+  HarnessRequest request;
+  request.prompt = Prompt(10);
+  harness->Add(plan, harness->Start(plan, request), 10);
+  GetParam().spoil(plan);
+  const absl::Status status = harness->executor(0).Execute(plan).status();
+  EXPECT_EQ(status.code(), GetParam().name == std::string("PlacementMixer")
+                               ? absl::StatusCode::kFailedPrecondition
+                               : absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(GetParam().message));
+}
+
+v1::SequenceStep& Step(v1::StepPlan& plan) { return *plan.mutable_batch(0); }
+v1::SequenceStart& First(v1::StepPlan& plan) {
+  return *plan.mutable_started(0);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Plans, BadPlanTest,
+    ::testing::ValuesIn(std::vector<BadPlan>{
+        {"UnknownFinished", [](auto& p) { p.add_finished(77); },
+         "sequence 77 is to be forgotten, but is not known"},
+        {"UnknownSequence", [](auto& p) { Step(p).set_sequence_id(77); },
+         "sequence 77 is not known"},
+        {"UnknownPlacement", [](auto& p) { First(p).set_placement_id(9); },
+         "sequence 1 has placement 9, which is not known"},
+        {"PlacementMixer",
+         [](auto& p) {
+           p.mutable_placements(0)->set_mixer_ids(1, 4000000000u);
+         },
+         "placement 0: "},
+        {"StartedTwice", [](auto& p) { *p.add_started() = p.started(0); },
+         "sequence 1 is started, but is running already"},
+        {"NoTokens", [](auto& p) { First(p).clear_token_ids(); },
+         "sequence 1: token_ids is empty"},
+        {"TokenOutOfRange", [](auto& p) { First(p).set_token_ids(3, 320); },
+         "sequence 1: token_ids has 320, the vocabulary has 320"},
+        {"PromptLength", [](auto& p) { First(p).set_num_prompt_tokens(11); },
+         "sequence 1: num_prompt_tokens is 11 of 10 tokens"},
+        {"Temperature",
+         [](auto& p) { First(p).mutable_sampling()->set_temperature(-1); },
+         "sequence 1: temperature is -1"},
+        {"BiasOutOfRange",
+         [](auto& p) {
+           (*First(p).mutable_sampling()->mutable_logit_bias())[320] = 1;
+         },
+         "sequence 1: logit_bias has token id 320"},
+        {"TooManyLogprobs",
+         [](auto& p) { First(p).mutable_sampling()->set_logprobs(21); },
+         "sequence 1: logprobs is 21"},
+        {"InTheBatchTwice", [](auto& p) { *p.add_batch() = p.batch(0); },
+         "sequence 1 is twice in the batch"},
+        {"NothingToRun", [](auto& p) { Step(p).set_num_tokens(0); },
+         "sequence 1 has no token to run"},
+        {"Gap", [](auto& p) { Step(p).set_start(1); },
+         "sequence 1 starts at position 1, its cache ends at 0"},
+        {"BeyondItsTokens",
+         [](auto& p) { Step(p).set_num_tokens(4294967295u); },
+         "but has only 10 tokens"},
+        {"SamplesTooEarly", [](auto& p) { Step(p).set_num_tokens(9); },
+         "sequence 1 samples after position 9 of 10"},
+        {"CacheArrays", [](auto& p) { Step(p).add_cache_ids(1); },
+         "sequence 1 has 3 cache layers, but 4 cache ids"},
+        {"NoCache",
+         [](auto& p) {
+           Step(p).clear_cache_layers();
+           Step(p).clear_cache_ids();
+         },
+         "sequence 1: layer 0 holds 0 blocks, 10 positions need 1"},
+        {"CacheTwice", [](auto& p) { Step(p).set_cache_ids(1, 0); },
+         "sequence 1: block 0 for layer 1 overlaps"},
+        {"CacheBeyondTheArena",
+         [](auto& p) { Step(p).set_cache_ids(1, 4294967295u); },
+         "sequence 1: block 4294967295 for layer 1 ends at byte"},
+        {"CacheLayer",
+         [](auto& p) { Step(p).set_cache_layers(1, 4294967295u); },
+         "sequence 1: cache for layer 4294967295"}}),
+    [](const auto& info) { return info.param.name; });
+
+TEST(ExecutorTest, RefusesMoreThanItIsConfiguredFor) {
+  HarnessOptions options;
+  options.model_dir = kStochasticDir;
+  options.max_num_seqs = 2;
+  options.max_num_batched_tokens = 16;
+  const auto harness = ExecutorHarness::Create(options).value();
+  HarnessRequest request;
+  request.prompt = Prompt(17);
+  v1::StepPlan large;
+  harness->Add(large, harness->Start(large, request), 17);
+  EXPECT_THAT(std::string(harness->Execute(large).status().message()),
+              HasSubstr("17 tokens, max_num_batched_tokens is 16"));
+  v1::StepPlan many;
+  harness->Start(many, request);
+  harness->Start(many, request);
+  EXPECT_THAT(std::string(harness->Execute(many).status().message()),
+              HasSubstr("max_num_seqs is 2"));
+}
+
+TEST(ExecutorTest, PlacementsChangeInTwoPhases) {
+  const auto harness = Harness(kStochasticDir);
+  Executor& executor = harness->executor(0);
+  EXPECT_EQ(executor.CommitPlacement(2).code(),
+            absl::StatusCode::kFailedPrecondition);
+  const absl::Status refused =
+      executor.PreparePlacement(2, {"gdn", "gdn", "retnet"});
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("retnet"));
+  EXPECT_FALSE(executor.CommitPlacement(2).ok());
+  ASSERT_TRUE(executor.PreparePlacement(3, {"gdn", "gdn", "kda"}).ok());
+  EXPECT_FALSE(executor.CommitPlacement(4).ok());
+  EXPECT_TRUE(executor.CommitPlacement(3).ok());
+  ASSERT_TRUE(executor.PreparePlacement(4, {"kda", "kda", "kda"}).ok());
+  EXPECT_TRUE(executor.AbortPlacement(4).ok());
+  EXPECT_FALSE(executor.CommitPlacement(4).ok());
+}
+
+class LoadTest : public ::testing::Test {
+ protected:
+  LoadTest() {
+    request_.set_model_dir(kStochasticDir);
+    request_.set_world_size(1);
+    request_.set_dtype("auto");
+    request_.set_max_num_seqs(2);
+    request_.set_max_num_batched_tokens(8);
+    request_.set_block_size(16);
+    request_.set_config_fingerprint(
+        Fingerprint(LoadModelConfig(kStochasticDir).value()));
+  }
+
+  absl::Status Load() {
+    const auto collective = MakeLocalCollective();
+    Executor executor(MakeCpuDevice(1));
+    return executor.Load(request_, *collective, progress_).status();
+  }
+
+  v1::ConfigureRequest request_;
+  LoadProgress progress_;
+};
+
+TEST_F(LoadTest, CountsEveryByte) {
+  ASSERT_TRUE(Load().ok());
+  EXPECT_GT(progress_.bytes_total.load(), 0u);
+  EXPECT_EQ(progress_.bytes_loaded.load(), progress_.bytes_total.load());
+}
+
+TEST_F(LoadTest, RefusesAnotherModel) {
+  request_.set_config_fingerprint(1);
+  const absl::Status status = Load();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("config_fingerprint"));
+}
+
+TEST_F(LoadTest, NamesTheField) {
+  request_.set_block_size(0);
+  EXPECT_THAT(std::string(Load().message()), HasSubstr("block_size is 0"));
+  request_.set_block_size(16);
+  request_.set_dtype("int8");
+  EXPECT_THAT(std::string(Load().message()), HasSubstr("dtype is \"int8\""));
+  request_.set_dtype("bf16");
+  EXPECT_EQ(Load().code(), absl::StatusCode::kUnimplemented);
+  request_.set_dtype("fp32");
+  request_.set_max_context_tokens(1 << 20);
+  EXPECT_THAT(std::string(Load().message()), HasSubstr("max_context_tokens"));
+  request_.set_max_context_tokens(0);
+  request_.set_model_dir("no/such/model");
+  EXPECT_EQ(Load().code(), absl::StatusCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace switchyard
