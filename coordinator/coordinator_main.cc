@@ -160,7 +160,6 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
   cache_options.block_size = options.block_size;
   cache_options.kv_element_bytes =
       static_cast<int32_t>(group->facts().kv_element_bytes);
-  cache_options.conv_element_bytes = cache_options.kv_element_bytes;
   SY_ASSIGN_OR_RETURN(CacheSpec cache_spec,
                       CacheSpec::Create(model->served.config, cache_options));
 
