@@ -3,7 +3,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <limits>
 #include <memory>
 #include <string>
 
@@ -30,14 +29,15 @@ class CpuDevice final : public Device {
       return absl::InvalidArgumentError(
           absl::StrCat("cannot allocate ", bytes, " bytes"));
     }
+    // The system would promise more than it has and kill us on first use.
+    const absl::StatusOr<int64_t> available = FreeBytes();
     void* data = nullptr;
-    if (bytes <= std::numeric_limits<int64_t>::max() - kAlignment) {
+    if (!available.ok() || bytes <= *available) {
       const int64_t rounded =
           (bytes + kAlignment) / kAlignment * kAlignment;  // never 0
       data = std::aligned_alloc(kAlignment, rounded);
     }
     if (data == nullptr) {
-      const absl::StatusOr<int64_t> available = FreeBytes();
       return absl::ResourceExhaustedError(absl::StrCat(
           "cpu: cannot allocate ", bytes, " bytes",
           available.ok() ? absl::StrCat(", ", *available, " are free") : ""));

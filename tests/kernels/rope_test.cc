@@ -21,6 +21,15 @@ TEST(RopeTableTest, HoldsCosinesThenSines) {
   }
 }
 
+// Frequency 1/10 is no bf16 number; its neighbour is 0.10009765625.
+TEST(RopeTableTest, RoundsFrequenciesToBf16WhenAsked) {
+  const std::vector<float> table =
+      MakeRopeTable(1000, 4, 100.0, /*bf16_frequencies=*/true);
+  EXPECT_FLOAT_EQ(table[999 * 4 + 0], std::cos(999.0));
+  EXPECT_FLOAT_EQ(table[999 * 4 + 1], std::cos(999 * 0.10009765625));
+  EXPECT_FLOAT_EQ(table[999 * 4 + 3], std::sin(999 * 0.10009765625));
+}
+
 TEST_P(RopeTest, RotatesHalves) {
   for (int32_t head_size : {2, 16, 64, 128, 256}) {
     constexpr int64_t kTokens = 11, kHeads = 3, kPositions = 500;
