@@ -16,7 +16,7 @@
 namespace switchyard {
 namespace {
 
-// Scratch that ops may take from the workspace, besides the model's.
+// Scratch that ops may take from the workspace whatever the batch's size.
 constexpr int64_t kOpScratchBytes = int64_t{32} << 20;
 // What the device keeps free beside weights, workspace and arena.
 constexpr int64_t kReserveBytes = int64_t{256} << 20;
@@ -148,10 +148,12 @@ absl::Status Executor::LoadModel(const v1::ConfigureRequest& request,
 }
 
 absl::Status Executor::AllocateWorkspace() {
-  // A logits row per token at most, and one slab of them at a time.
-  const int64_t bytes = model_->WorkspaceBytes(limits_.max_num_batched_tokens,
-                                               output_->max_logits_rows()) +
-                        output_->ScratchBytes() + kOpScratchBytes;
+  const int64_t model_bytes = model_->WorkspaceBytes(
+      limits_.max_num_batched_tokens, output_->max_logits_rows());
+  // Ops may take scratch that grows with the batch, such as an fp32 copy of a
+  // product: as much again as the model's own is ample.
+  const int64_t bytes =
+      2 * model_bytes + output_->ScratchBytes() + kOpScratchBytes;
   SY_ASSIGN_OR_RETURN(workspace_buffer_, device_->Allocate(bytes));
   workspace_ = Workspace(workspace_buffer_.get(), bytes);
   return absl::OkStatus();
