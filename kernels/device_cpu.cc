@@ -33,8 +33,8 @@ class CpuDevice final : public Device {
     const absl::StatusOr<int64_t> available = FreeBytes();
     void* data = nullptr;
     if (!available.ok() || bytes <= *available) {
-      const int64_t rounded =
-          (bytes + kAlignment) / kAlignment * kAlignment;  // never 0
+      const size_t rounded =  // never 0
+          (static_cast<size_t>(bytes) / kAlignment + 1) * kAlignment;
       data = std::aligned_alloc(kAlignment, rounded);
     }
     if (data == nullptr) {
