@@ -114,6 +114,7 @@ bool EngineLoop::TakeStep(CommittedStep* step) {
   step->result = std::move(outcome->result);
   step->sampled = *std::move(sampled);
   execute_time_ += outcome->execute_time;
+  num_generated_tokens_ += step->sampled.size();
   ++num_steps_;
   return true;
 }

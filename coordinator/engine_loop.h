@@ -151,6 +151,7 @@ class EngineLoop {
   Clock::time_point busy_since_;
   absl::Duration busy_time_;     // of the completed busy periods
   absl::Duration execute_time_;  // of all steps, by the slowest rank
+  uint64_t num_generated_tokens_ = 0;
 };
 
 }  // namespace switchyard

@@ -215,6 +215,7 @@ v1::Load EngineLoop::load() const {
   if (busy_) busy += absl::FromChrono(Clock::now() - busy_since_);
   load.set_busy_seconds(absl::ToDoubleSeconds(busy));
   load.set_execute_seconds(absl::ToDoubleSeconds(execute_time_));
+  load.set_num_generated_tokens(num_generated_tokens_);
   return load;
 }
 
