@@ -77,7 +77,9 @@ class LocalWorkers {
         std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
     const int threads = options.threads > 0
                             ? options.threads
-                            : std::max(1, cores / options.world_size);
+                            // One core is for the coordinator: OpenMP threads
+                            // that share a core spin against each other.
+                            : std::max(1, (cores - 1) / options.world_size);
     const std::string device =
         options.device == "cuda" ? absl::StrCat("cuda:", rank) : options.device;
     return {"worker", "--port=0", absl::StrCat("--device=", device),
@@ -107,7 +109,7 @@ int ServeCommand(absl::Span<const std::string> args) {
   flags.Choice("device", &local.device, {"auto", "cpu", "cuda"},
                "what they run on; auto: CUDA if there is any");
   flags.Int("threads", &local.threads, 0, 1024,
-            "of each rank on the CPU; 0: the cores, shared out");
+            "of each rank on the CPU; 0: all cores but one, shared out");
   AddEngineFlags(&options, &flags);
   if (std::optional<int> code = flags.ParseOrExitCode(args)) return *code;
 
