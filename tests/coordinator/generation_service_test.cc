@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "switchyard/v1/generation.grpc.pb.h"
 #include "switchyard/v1/rpc_status.pb.h"
 #include "tests/coordinator/service_fixture.h"
@@ -207,11 +208,19 @@ TEST_F(GenerationServiceTest, AFullQueueTellsWhenToComeBack) {
   Start();
   group_->Hold();
   grpc::ClientContext context;
-  const auto running = Stub()->Generate(&context, Request({1}, 4));
+  const auto running = Stub()->Generate(&context, Request({1}, 8000));
   ASSERT_TRUE(group_->Allow(1));
   running->WaitForInitialMetadata();  // admitted
-  std::thread stepper([this] { group_->Allow(1); });
+  // The engine hears of a request between two steps.
+  absl::Notification heard;
+  std::thread stepper([this, &heard] {
+    while (!heard.HasBeenNotified() && group_->Allow(1)) {
+      std::this_thread::yield();
+    }
+  });
   const Outcome refused = Generate(Request({2}, 4));
+  heard.Notify();
+  stepper.join();
   EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   v1::RpcStatus details;
   ASSERT_TRUE(details.ParseFromString(refused.status.error_details()));
@@ -224,10 +233,9 @@ TEST_F(GenerationServiceTest, AFullQueueTellsWhenToComeBack) {
   EXPECT_EQ(info.retry_delay().seconds(), 1);
   EXPECT_EQ(info.retry_delay().nanos(), 500000000);
   group_->Release();
-  stepper.join();
   Outcome outcome;
   ReadAll(running.get(), &outcome);
-  EXPECT_EQ(outcome.tokens.size(), 4);
+  EXPECT_EQ(outcome.tokens.size(), 8000);
 }
 
 TEST_F(GenerationServiceTest, ASlowClientLosesNothingAndDelaysNobody) {
