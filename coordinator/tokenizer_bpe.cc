@@ -94,20 +94,19 @@ absl::StatusOr<Bpe> Bpe::Create(const TokenizerSpec& spec) {
   bpe.merges_.reserve(spec.merges.size());
   for (size_t i = 0; i < spec.merges.size(); ++i) {
     const auto& [left, right] = spec.merges[i];
-    const auto id_of = [&](const std::string& token) {
-      const auto found = spec.vocab.find(token);
-      return found == spec.vocab.end() ? kNoId : found->second;
-    };
-    for (const std::string& token : {left, right, left + right}) {
-      if (id_of(token) == kNoId) {
+    uint32_t ids[3];
+    const std::string tokens[3] = {left, right, left + right};
+    for (int k = 0; k < 3; ++k) {
+      const auto found = spec.vocab.find(tokens[k]);
+      if (found == spec.vocab.end()) {
         return absl::InvalidArgumentError(
-            absl::StrCat("model.merges[", i, "] needs the token ", token,
+            absl::StrCat("model.merges[", i, "] needs the token ", tokens[k],
                          ", which model.vocab lacks"));
       }
+      ids[k] = found->second;
     }
     // As the reference does, the last of equal pairs counts.
-    bpe.merges_[PairKey(id_of(left), id_of(right))] = {static_cast<uint32_t>(i),
-                                                       id_of(left + right)};
+    bpe.merges_[PairKey(ids[0], ids[1])] = {static_cast<uint32_t>(i), ids[2]};
   }
   if (spec.ignore_merges) {
     for (const auto& [token, id] : spec.vocab) {

@@ -29,10 +29,10 @@ namespace {
 using nlohmann::json;
 using Ids = std::vector<uint32_t>;
 
-// The byte-level alphabet, by byte.
-const std::vector<std::string>& Alphabet() {
-  static const auto* const alphabet = [] {
-    auto* characters = new std::vector<std::string>;
+// The byte-level alphabet, as entries of a vocabulary.
+const std::string& ByteEntries() {
+  static const auto* const entries = [] {
+    json vocab;
     int next = 0x100;
     for (int byte = 0; byte < 256; ++byte) {
       const bool printable =
@@ -41,11 +41,22 @@ const std::vector<std::string>& Alphabet() {
       std::string utf8;
       if (c >= 0x80) utf8 += static_cast<char>(0xC0 | c >> 6);
       utf8 += static_cast<char>(c < 0x80 ? c : 0x80 | (c & 0x3F));
-      characters->push_back(utf8);
+      vocab[utf8] = byte;
     }
-    return characters;
+    const std::string object = vocab.dump();
+    return new std::string(object.substr(1, object.size() - 2));
   }();
-  return *alphabet;
+  return *entries;
+}
+
+// Of the entries with the same key the last counts, that is the document's own.
+std::string WithEveryByte(std::string document) {
+  const std::string opening = "\"vocab\":{";
+  const size_t at = document.find(opening);
+  if (at == std::string::npos) return document;
+  const size_t first = at + opening.size();
+  const bool empty = document.compare(first, 1, "}") == 0;
+  return document.insert(first, ByteEntries() + (empty ? "" : ","));
 }
 
 // Whether nothing in `value`, a part of the document, makes text and ids differ
@@ -174,19 +185,9 @@ Input Cut(const uint8_t* data, size_t size) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace switchyard;
   const Input input = Cut(data, size);
-  json document = json::parse(input.document, nullptr, false);
-  if (const auto tokenizer = Load(input.document))
-    Use(*tokenizer, input.text, IsLossless(document));
-  if (!document.is_object() || !document.contains("model") ||
-      !document["model"].is_object() || !document["model"].contains("vocab") ||
-      !document["model"]["vocab"].is_object())
-    return 0;
-  json& vocab = document["model"]["vocab"];
-  for (int byte = 0; byte < 256; ++byte)
-    if (!vocab.contains(Alphabet()[byte])) vocab[Alphabet()[byte]] = byte;
-  const bool lossless = IsLossless(document);
-  if (const auto tokenizer = Load(document.dump()))
-    Use(*tokenizer, input.text, lossless);
+  const std::string document = WithEveryByte(input.document);
+  if (const auto tokenizer = Load(document))
+    Use(*tokenizer, input.text, IsLossless(json::parse(document)));
   return 0;
 }
 
