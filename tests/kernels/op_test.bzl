@@ -24,6 +24,7 @@ def op_test(name, deps, **kwargs):
             srcs = [src],
             local_defines = ["SWITCHYARD_TEST_CUDA"],
             tags = ["gpu"],
+            visibility = ["//deploy:__pkg__"],
             deps = deps,
             **kwargs
         )

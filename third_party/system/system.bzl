@@ -1,7 +1,7 @@
 """@system: Debian's libraries as cc_library targets, found with pkg-config.
 
 Headers live in /usr/include and need no include path; a target only carries link options.
-A library that is missing makes its target fail at load time with the package to install.
+With SWITCHYARD_STATIC=1 (--config=bundle) archives are linked where Debian has them. A library that is missing makes its target fail at load time with the package to install.
 """
 
 # target -> (pkg-config names, or explicit link options; Debian package)
@@ -53,18 +53,38 @@ _TOOLS = {
     "grpc_python_plugin": "protobuf-compiler-grpc",
 }
 
+# Of _LINK_FLAGS, those whose Debian packages have an archive beside the shared library.
+_STATIC_TOO = ["gtest", "gtest_main", "benchmark", "grpc_reflection"]
+
+# Of glibc: shared always.
+_GLIBC = ["-ldl", "-lpthread", "-lrt", "-lm"]
+
+def _static(flags):
+    """-lX becomes the archive libX.a; order does not matter inside a group."""
+    libraries = [
+        "-l:lib%s.a" % f[2:] if f.startswith("-l") and f not in _GLIBC else f
+        for f in flags
+        if not f.startswith("-Wl,")
+    ]
+    return ["-Wl,--start-group"] + libraries + ["-Wl,--end-group"]
+
 def _impl(ctx):
     pkg_config = ctx.which("pkg-config")
     if not pkg_config:
         fail("pkg-config is missing: apt-get install pkg-config")
+    static = ctx.os.environ.get("SWITCHYARD_STATIC", "0") != "0"
     build = ['package(default_visibility = ["//visibility:public"])\n']
     for name, (modules, package) in _PKG_CONFIG.items():
-        result = ctx.execute([pkg_config, "--libs"] + modules)
+        result = ctx.execute([pkg_config] + (["--static"] if static else []) + ["--libs"] + modules)
         if result.return_code != 0:
             fail("%s is missing: apt-get install %s\n%s" % (name, package, result.stderr))
         flags = [f for f in result.stdout.strip().split(" ") if f]
+        if static:
+            flags = _static(flags)
         build.append('cc_library(name = "%s", linkopts = %r)\n' % (name, flags))
     for name, (flags, header, package) in _LINK_FLAGS.items():
+        if static and name in _STATIC_TOO:
+            flags = _static(flags)
         if not ctx.path(header).exists:
             fail("%s is missing (%s): apt-get install %s" % (name, header, package))
         build.append('cc_library(name = "%s", linkopts = %r)\n' % (name, flags))
@@ -80,4 +100,5 @@ system_libraries = repository_rule(
     implementation = _impl,
     local = True,
     configure = True,
+    environ = ["SWITCHYARD_STATIC"],
 )
