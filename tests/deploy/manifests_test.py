@@ -140,12 +140,12 @@ class CommandTest(unittest.TestCase):
         item = find(manifests.load("gpu-multi-node"), "LeaderWorkerSet", "switchyard-group")
         worker = item["spec"]["leaderWorkerTemplate"]["workerTemplate"]["spec"]["containers"][0]
         self.assertEqual(worker["command"], ["bash", "-c"])
-        # A stand-in for the binary: the worker of GPU 2 ends with 7, the others would stay.
-        stand_in = """switchyard() { case "$*" in *--device=cuda:2*) echo "$*"; exit 7 ;; *) exec sleep 60 >/dev/null ;; esac; }\n"""
+        # A stand-in for the binary: the worker of GPU 2 ends, the others would stay.
+        stand_in = """switchyard() { case "$*" in *--device=cuda:2*) echo "$*" ;; *) exec sleep 60 >/dev/null ;; esac; }\n"""
         script = subprocess.Popen(["bash", "-c", stand_in + worker["args"][0]] + worker["args"][1:], env={
             "GPUS_PER_NODE": "4", "PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE, text=True, start_new_session=True)
         try:
-            self.assertEqual(script.wait(20), 7)
+            self.assertEqual(script.wait(60), 1)
             line = script.stdout.readline()
         finally:
             os.killpg(script.pid, signal.SIGKILL)  # what the end of a container's first process does
