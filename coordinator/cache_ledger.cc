@@ -84,6 +84,7 @@ absl::StatusOr<std::vector<CacheLedger::NewUnit>> CacheLedger::Reserve(
             .second;
     SY_CHECK(inserted);
     ++(mixer.kind == CacheKind::kSlot ? num_slots_held_ : num_blocks_held_);
+    if (mixer.kind == CacheKind::kSlot) slot_bytes_held_ += mixer.unit_bytes;
   }
   return added;
 }
@@ -103,6 +104,9 @@ void CacheLedger::Unreference(uint32_t cache_id) {
   SY_CHECK(it != units_.end() && it->second.num_references > 0);
   if (--it->second.num_references > 0) return;
   --(it->second.kind == CacheKind::kSlot ? num_slots_held_ : num_blocks_held_);
+  if (it->second.kind == CacheKind::kSlot) {
+    slot_bytes_held_ -= it->second.num_bytes;
+  }
   arena_.Free(cache_id, it->second.num_bytes);
   units_.erase(it);
 }
@@ -158,6 +162,7 @@ absl::Status CacheLedger::CheckIntegrity() const {
   absl::btree_map<int64_t, int64_t> tiles = arena_.free_extents();
   int64_t num_blocks = 0;
   int64_t num_slots = 0;
+  int64_t slot_bytes = 0;
   for (const auto& [id, unit] : units_) {
     const auto counted = references.find(id);
     const int32_t num_holders =
@@ -168,6 +173,7 @@ absl::Status CacheLedger::CheckIntegrity() const {
           " block tables, but counts ", unit.num_references, " references"));
     }
     ++(unit.kind == CacheKind::kSlot ? num_slots : num_blocks);
+    if (unit.kind == CacheKind::kSlot) slot_bytes += unit.num_bytes;
     if (!tiles.emplace(int64_t{id} * kCacheUnitBytes, unit.num_bytes).second) {
       return absl::InternalError(
           absl::StrCat("cache ledger: id ", id, " is both held and free"));
@@ -184,11 +190,13 @@ absl::Status CacheLedger::CheckIntegrity() const {
     end += num_bytes;
   }
   if (end != capacity_bytes() || num_blocks != num_blocks_held_ ||
-      num_slots != num_slots_held_ || growth_bytes != growth_bytes_) {
+      num_slots != num_slots_held_ || slot_bytes != slot_bytes_held_ ||
+      growth_bytes != growth_bytes_) {
     return absl::InternalError(absl::StrCat(
         "cache ledger: counts ", num_blocks_held_, " blocks, ", num_slots_held_,
-        " slots, ", growth_bytes_, " bytes of growth, but holds ", num_blocks,
-        " blocks, ", num_slots, " slots, ", growth_bytes, " bytes; ", end,
+        " slots of ", slot_bytes_held_, " bytes, ", growth_bytes_,
+        " bytes of growth, but holds ", num_blocks, " blocks, ", num_slots,
+        " slots of ", slot_bytes, " bytes, ", growth_bytes, " bytes; ", end,
         " of ", capacity_bytes(), " bytes are accounted for"));
   }
   return absl::OkStatus();

@@ -66,6 +66,7 @@ class CacheLedger {
   int64_t held_bytes() const { return capacity_bytes() - free_bytes(); }
   // An upper bound of what one more block in every block table would take.
   int64_t growth_bytes() const { return growth_bytes_; }
+  int64_t slot_bytes_held() const { return slot_bytes_held_; }
   int64_t num_blocks_held() const { return num_blocks_held_; }
   int64_t num_slots_held() const { return num_slots_held_; }
   int64_t num_holders() const { return static_cast<int64_t>(holders_.size()); }
@@ -103,6 +104,7 @@ class CacheLedger {
   int64_t growth_bytes_ = 0;
   int64_t num_blocks_held_ = 0;
   int64_t num_slots_held_ = 0;
+  int64_t slot_bytes_held_ = 0;
 };
 
 }  // namespace switchyard
