@@ -199,6 +199,8 @@ absl::Status RunWorldSize(const ServingOptions& options, int world_size,
                                       "--port",
                                       "0",
                                       "--admin-port",
+                                      "0",
+                                      "--metrics-port",
                                       "0"};
   command.insert(command.end(), options.serve_flags.begin(),
                  options.serve_flags.end());

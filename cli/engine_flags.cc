@@ -12,6 +12,8 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
              "of the client API; 0 picks a free one");
   flags->Int("admin-port", &options->server.admin_port, 0, 65535,
              "of the operator's API; 0 picks a free one");
+  flags->Int("metrics-port", &options->metrics_port, 0, 65535,
+             "of Prometheus metrics, at /metrics; 0 picks a free one");
 
   flags->Section("Placements");
   flags->String("placement", &options->placement, "PRESET|a,b,...",

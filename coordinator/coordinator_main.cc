@@ -14,7 +14,10 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
+#include "coordinator/engine_telemetry.h"
 #include "coordinator/log.h"
+#include "coordinator/metrics.h"
+#include "coordinator/metrics_server.h"
 #include "coordinator/termination_signals.h"
 #include "coordinator/worker_group.h"
 #include "kernels/status.h"
@@ -164,7 +167,16 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
                       CacheSpec::Create(model->served.config, cache_options));
 
   Describe(*model, *group);
-  Engine engine(options.engine, &model->served, *std::move(model->placements),
+  MetricsOptions metrics_options;
+  metrics_options.model_name = model->served.name;
+  metrics_options.max_context_tokens = model->served.max_context_tokens;
+  metrics_options.num_ranks = static_cast<int>(workers.size());
+  Metrics metrics(metrics_options);
+  EngineTelemetry telemetry(group->facts(), model->placements->default_name(),
+                            &metrics);
+  EngineOptions engine_options = options.engine;
+  engine_options.observer = &telemetry;
+  Engine engine(engine_options, &model->served, *std::move(model->placements),
                 std::move(cache_spec), group.get(),
                 [&events](const absl::Status& why) {
                   Log(why.message());
@@ -172,9 +184,15 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
                 });
   SY_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
                       Server::Start(options.server, &engine, &model->served));
+  MetricsServerOptions metrics_port;
+  metrics_port.host = options.server.host;
+  metrics_port.port = options.metrics_port;
+  SY_ASSIGN_OR_RETURN(const std::unique_ptr<MetricsServer> metrics_server,
+                      MetricsServer::Start(metrics_port, &metrics));
   events.Serving();
-  std::printf("serving on %s\nadmin on %s\n", server->address().c_str(),
-              server->admin_address().c_str());
+  std::printf("serving on %s\nadmin on %s\nmetrics on %s\n",
+              server->address().c_str(), server->admin_address().c_str(),
+              metrics_server->address().c_str());
   std::fflush(stdout);
 
   events.WaitForSignalOrLoss();

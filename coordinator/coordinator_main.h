@@ -34,6 +34,9 @@ struct CoordinatorOptions {
   std::optional<int64_t> cache_bytes;  // per rank; default: what ranks offer
   bool poison_freed_cache = false;
 
+  // Prometheus scrapes here, on the host of `server`; 0: any free one.
+  int metrics_port = 8003;
+
   absl::Duration connect_timeout = absl::Seconds(30);
   absl::Duration step_timeout = absl::Seconds(60);
   absl::Duration drain_timeout = absl::Seconds(30);
@@ -55,8 +58,8 @@ absl::StatusOr<std::unique_ptr<CoordinatorModel>> LoadCoordinatorModel(
 // or until the group is lost, and returns the exit code: 0 after a clean stop;
 // 1, with one line on stderr, otherwise.
 //
-// When ready it prints `serving on HOST:PORT` and `admin on HOST:PORT` on
-// stdout. The first signal refuses new requests and lets running streams end,
+// When ready it prints `serving on HOST:PORT`, `admin on HOST:PORT` and
+// `metrics on HOST:PORT` on stdout. The first signal refuses new requests and lets running streams end,
 // for at most drain_timeout; a second one ends them at once. REQUIRES: called
 // from the main thread, before other threads start.
 int RunCoordinator(const CoordinatorOptions& options, CoordinatorModel* model,

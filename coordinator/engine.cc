@@ -26,6 +26,7 @@ Engine::Engine(const EngineOptions& options, const ServedModel* model,
                StepRunner* runner,
                std::function<void(const absl::Status&)> on_lost)
     : runner_(runner),
+      observer_(options.observer),
       inbox_(std::make_shared<EngineInbox>()),
       loop_(options, model, std::move(placements), std::move(cache_spec),
             runner, inbox_.get(), std::move(on_lost)),
@@ -108,10 +109,29 @@ absl::StatusOr<PlacementSwitch> Engine::SetDefaultPlacement(
     const v1::Placement& placement, v1::InFlight in_flight,
     const std::function<bool()>& cancelled) {
   absl::MutexLock one_at_a_time(&change_mutex_);
+  SwitchReport report;
+  absl::StatusOr<PlacementSwitch> done =
+      Switch(placement, in_flight, cancelled, &report.placement);
+  if (observer_ == nullptr) return done;
+  report.in_flight = in_flight;
+  report.status = done.status();
+  if (done.ok()) {
+    report.epoch = done->epoch;
+    report.pause = done->pause;
+    report.num_recomputed = done->num_recomputed;
+  }
+  observer_->OnSwitch(report);
+  return done;
+}
+
+absl::StatusOr<PlacementSwitch> Engine::Switch(
+    const v1::Placement& placement, v1::InFlight in_flight,
+    const std::function<bool()>& cancelled, std::string* name) {
   // Nothing but this function changes the table from here on.
   const std::shared_ptr<const PlacementTable> table = placements();
   SY_ASSIGN_OR_RETURN(const PlacementTable::Resolved target,
                       table->Resolve(placement));
+  *name = table->NameOf(target);
   const uint64_t epoch = table->epoch() + 1;
   const v1::MixerList mixers = table->ToProto(target.placement);
   SY_RETURN_IF_ERROR(runner_->PreparePlacement(

@@ -96,7 +96,11 @@ class Engine {
   absl::Status Run(absl::FunctionRef<void(EngineLoop&)> task);
   // Runs a change of the placements, and publishes what came out.
   absl::Status Change(absl::FunctionRef<void(EngineLoop&)> change);
-  // The second half of SetDefaultPlacement.
+  // SetDefaultPlacement, but for the report; says the target's name.
+  absl::StatusOr<PlacementSwitch> Switch(
+      const v1::Placement& placement, v1::InFlight in_flight,
+      const std::function<bool()>& cancelled, std::string* name);
+  // The second half of it.
   absl::StatusOr<PlacementSwitch> CommitPrepared(
       const PlacementTable::Resolved& target, uint64_t epoch,
       v1::InFlight in_flight, const std::function<bool()>& cancelled);
@@ -104,6 +108,7 @@ class Engine {
       const std::function<bool()>& cancelled);
 
   StepRunner* const runner_;
+  EngineObserver* const observer_;  // may be null
   // Shared with the runner's failure callback, which may come after the end.
   const std::shared_ptr<EngineInbox> inbox_;
   EngineLoop loop_;  // the thread's

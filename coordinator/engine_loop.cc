@@ -16,6 +16,7 @@ EngineLoop::EngineLoop(const EngineOptions& options, const ServedModel* model,
       runner_(runner),
       inbox_(inbox),
       on_lost_(std::move(on_lost)),
+      observer_(options.observer == nullptr ? &nobody_ : options.observer),
       placements_(std::move(placements)),
       scheduler_(options.scheduler, std::move(cache_spec),
                  static_cast<int64_t>(runner->facts().cache_bytes)) {}
@@ -75,6 +76,7 @@ void EngineLoop::WaitForTasks() {
     }
     if (!integrity.ok()) return Lose(integrity);
   }
+  ReportState();
   inbox_->Wait();
 }
 
@@ -90,8 +92,10 @@ bool EngineLoop::SubmitStep() {
     Lose(status);
     return false;
   }
+  observer_->OnSubmitted(*plan);
   for (const v1::SequenceStart& start : plan->started()) {
     LiveRequest* live = requests_.BySequence(start.sequence_id());
+    observer_->OnScheduled(&live->trace, plan->step_id());
     if (live->admitted) continue;  // again, after a preemption
     live->admitted = true;
     live->sink->OnAdmitted();
@@ -111,11 +115,14 @@ bool EngineLoop::TakeStep(CommittedStep* step) {
     Lose(sampled.status());
     return false;
   }
+  step->taken = Clock::now();
+  observer_->OnStep(*outcome, step->taken);
   step->result = std::move(outcome->result);
   step->sampled = *std::move(sampled);
   execute_time_ += outcome->execute_time;
   num_generated_tokens_ += step->sampled.size();
   ++num_steps_;
+  ReportState();
   return true;
 }
 
@@ -130,7 +137,7 @@ void EngineLoop::Deliver(CommittedStep* step) {
     }
   }
   for (Scheduler::Sampled& sampled : step->sampled) {
-    DeliverToken(&sampled, &step->result);
+    DeliverToken(&sampled, step);
   }
   step->result.Clear();
   step->sampled.clear();
@@ -138,14 +145,15 @@ void EngineLoop::Deliver(CommittedStep* step) {
 }
 
 void EngineLoop::DeliverToken(Scheduler::Sampled* sampled,
-                              v1::StepResult* result) {
+                              CommittedStep* step) {
   LiveRequest* live = requests_.BySequence(sampled->sequence_id);
   if (live == nullptr) return;
+  observer_->OnToken(&live->trace, step->taken);
   TokenDelta delta;
   delta.token_ids = absl::MakeConstSpan(&sampled->token_id, 1);
   if (live->wants_logprobs) {
     delta.logprobs =
-        result->mutable_tokens(sampled->result_index)->mutable_logprobs();
+        step->result.mutable_tokens(sampled->result_index)->mutable_logprobs();
   }
   const Sequence* finished = sampled->finished.get();
   delta.text = finished == nullptr
@@ -190,6 +198,7 @@ void EngineLoop::Complete(LiveRequest* live, const Sequence& sequence,
   }
   *complete.mutable_placement() = placements_.ToProto(sequence.placement());
   complete.set_epoch(sequence.epoch());
+  observer_->OnFinished(&live->trace, reason);
   RequestSink* sink = live->sink;
   requests_.Erase(live);
   sink->OnComplete(std::move(complete));
@@ -211,6 +220,9 @@ void EngineLoop::Refuse(LiveRequest* live, const absl::Status& why) {
   if (live->sequence_id != 0) {
     SY_CHECK(
         scheduler_.Finish(live->sequence_id, v1::FINISH_REASON_CANCELLED).ok());
+    observer_->OnFailed(&live->trace, why);
+  } else {
+    observer_->OnRefused(live->trace, why);
   }
   RequestSink* sink = live->sink;
   requests_.Erase(live);

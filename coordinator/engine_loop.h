@@ -23,6 +23,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "coordinator/engine_inbox.h"
+#include "coordinator/engine_observer.h"
 #include "coordinator/live_requests.h"
 #include "coordinator/placements.h"
 #include "coordinator/request.h"
@@ -42,6 +43,7 @@ struct EngineOptions {
   bool async_scheduling = true;  // the overlapped loop
   // What a refused client is told to wait before it comes back.
   absl::Duration retry_delay = absl::Seconds(1);
+  EngineObserver* observer = nullptr;  // borrowed; null: nobody watches
 };
 
 // What a switch of the default placement did.
@@ -105,6 +107,7 @@ class EngineLoop {
   struct CommittedStep {
     v1::StepResult result;
     std::vector<Scheduler::Sampled> sampled;
+    Clock::time_point taken;
   };
 
   void StepSimple();
@@ -114,7 +117,7 @@ class EngineLoop {
   // Waits for the oldest step in flight and commits it; false if it failed.
   bool TakeStep(CommittedStep* step);
   void Deliver(CommittedStep* step);
-  void DeliverToken(Scheduler::Sampled* sampled, v1::StepResult* result);
+  void DeliverToken(Scheduler::Sampled* sampled, CommittedStep* step);
   // Until nothing is in flight or undelivered.
   void Settle();
   void WaitForTasks();
@@ -126,12 +129,15 @@ class EngineLoop {
   void Refuse(LiveRequest* live, const absl::Status& why);
   void EndCancelled(LiveRequest* live);
   std::vector<LiveRequest*> OnDefault() const;
+  void ReportState();
 
   const EngineOptions options_;
   const ServedModel* const model_;
   StepRunner* const runner_;
   EngineInbox* const inbox_;
   const std::function<void(const absl::Status&)> on_lost_;
+  EngineObserver nobody_;
+  EngineObserver* const observer_;  // never null
 
   PlacementTable placements_;
   Scheduler scheduler_;

@@ -19,25 +19,28 @@ absl::Status ShuttingDown() {
 
 void EngineLoop::Add(uint64_t handle, EngineRequest request,
                      RequestSink* sink) {
-  if (!lost_.ok()) return sink->OnError(lost_);
-  if (draining_ || stopped_) return sink->OnError(ShuttingDown());
+  auto fresh = std::make_unique<LiveRequest>(handle, request, sink,
+                                             model_->tokenizer.get());
+  const auto refuse = [&](const absl::Status& why) {
+    observer_->OnRefused(fresh->trace, why);
+    sink->OnError(why);
+  };
+  if (!lost_.ok()) return refuse(lost_);
+  if (draining_ || stopped_) return refuse(ShuttingDown());
   const int64_t max_live =
       int64_t{options_.scheduler.max_num_seqs} + options_.max_waiting_seqs;
   if (requests_.size() >= max_live) {
-    return sink->OnError(
-        WithRetryDelay(absl::ResourceExhaustedError(
-                           absl::StrCat("the queue is full: ", requests_.size(),
-                                        " requests run or wait; retry later")),
-                       options_.retry_delay));
+    return refuse(WithRetryDelay(absl::ResourceExhaustedError(absl::StrCat(
+                                     "the queue is full: ", requests_.size(),
+                                     " requests run or wait; retry later")),
+                                 options_.retry_delay));
   }
-  auto fresh = std::make_unique<LiveRequest>(handle, request, sink,
-                                             model_->tokenizer.get());
-  LiveRequest* live = requests_.Insert(std::move(fresh));
-  if (live == nullptr) {
-    return sink->OnError(absl::AlreadyExistsError(
+  if (requests_.HasId(request.request_id)) {
+    return refuse(absl::AlreadyExistsError(
         absl::StrCat("request_id: a request with the id \"", request.request_id,
                      "\" is still running")));
   }
+  LiveRequest* live = requests_.Insert(std::move(fresh));
   if (live->on_default && hold_default_) {
     live->held = std::move(request);
     return;
@@ -49,11 +52,15 @@ void EngineLoop::Add(uint64_t handle, EngineRequest request,
 
 absl::Status EngineLoop::Enqueue(LiveRequest* live, EngineRequest request) {
   SequenceRequest wanted;
-  wanted.placement = placements_.default_placement();
+  RequestTrace& trace = live->trace;
   if (request.placement.has_value()) {
     SY_ASSIGN_OR_RETURN(PlacementTable::Resolved resolved,
                         placements_.Resolve(*request.placement));
+    trace.placement = placements_.NameOf(resolved);
     wanted.placement = std::move(resolved.placement);
+  } else {
+    trace.placement = placements_.default_name();
+    wanted.placement = placements_.default_placement();
   }
   wanted.epoch = placements_.epoch();
 
@@ -70,11 +77,15 @@ absl::Status EngineLoop::Enqueue(LiveRequest* live, EngineRequest request) {
     request.sampling.set_min_tokens(
         std::min(request.sampling.min_tokens(), max_tokens));
   }
+  trace.epoch = wanted.epoch;
+  trace.max_tokens = request.sampling.max_tokens();
   wanted.prompt_token_ids = std::move(request.prompt_token_ids);
   wanted.sampling = std::move(request.sampling);
   SY_ASSIGN_OR_RETURN(const uint64_t sequence_id,
                       scheduler_.Add(std::move(wanted)));
   requests_.Bind(live, sequence_id);
+  trace.sequence_id = sequence_id;
+  observer_->OnQueued(&trace);
   return absl::OkStatus();
 }
 
@@ -140,7 +151,7 @@ absl::StatusOr<PlacementSwitch> EngineLoop::CommitDefault(
   PlacementSwitch done;
   done.epoch = placements_.SetDefault(target);
   done.placement = target.placement;
-  for (const LiveRequest* live : moving) {
+  for (LiveRequest* live : moving) {
     const bool rebuilds =
         scheduler_.Find(live->sequence_id)->num_scheduled() &&
         scheduler_.Find(live->sequence_id)->placement() != target.placement;
@@ -148,6 +159,9 @@ absl::StatusOr<PlacementSwitch> EngineLoop::CommitDefault(
         scheduler_.Recompute(live->sequence_id, target.placement, done.epoch)
             .ok());
     done.num_recomputed += rebuilds;
+    live->trace.placement = placements_.default_name();
+    live->trace.epoch = done.epoch;
+    observer_->OnRecompute(&live->trace);
   }
   done.pause = absl::FromChrono(Clock::now() - start);
   return done;
@@ -182,9 +196,15 @@ void EngineLoop::Lose(const absl::Status& why) {
   lost_ = why;
   for (LiveRequest* live : requests_.All()) {
     RequestSink* sink = live->sink;
+    if (live->sequence_id != 0) {
+      observer_->OnFailed(&live->trace, lost_);
+    } else {
+      observer_->OnRefused(live->trace, lost_);
+    }
     requests_.Erase(live);
     sink->OnError(lost_);
   }
+  observer_->OnLost(lost_);
   CheckDrained();
   if (on_lost_) on_lost_(lost_);
 }
@@ -197,6 +217,20 @@ void EngineLoop::CheckDrained() {
   if (on_idle_ && (over || requests_.size() == 0)) {
     std::exchange(on_idle_, nullptr)();
   }
+}
+
+void EngineLoop::ReportState() {
+  const CacheLedger& ledger = scheduler_.ledger();
+  EngineState state;
+  state.num_running = scheduler_.num_running();
+  state.num_waiting = scheduler_.num_waiting() + requests_.num_unbound();
+  state.num_preemptions = scheduler_.num_preemptions();
+  state.cache_used_bytes = ledger.held_bytes();
+  state.cache_slot_bytes = ledger.slot_bytes_held();
+  state.cache_capacity_bytes = ledger.capacity_bytes();
+  state.epoch = placements_.epoch();
+  state.busy = busy_;
+  observer_->OnState(state);
 }
 
 v1::Load EngineLoop::load() const {

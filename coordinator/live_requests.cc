@@ -7,7 +7,7 @@
 namespace switchyard {
 
 LiveRequest* LiveRequests::Insert(std::unique_ptr<LiveRequest> request) {
-  if (!ids_.insert(request->request_id).second) return nullptr;
+  SY_CHECK(ids_.insert(request->request_id).second);
   LiveRequest* inserted = request.get();
   by_handle_.emplace(inserted->handle, std::move(request));
   return inserted;

@@ -12,6 +12,7 @@
 #include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "coordinator/engine_observer.h"
 #include "coordinator/request.h"
 #include "coordinator/request_output.h"
 
@@ -25,7 +26,12 @@ struct LiveRequest {
         sink(sink),
         on_default(!request.placement.has_value()),
         wants_logprobs(request.sampling.has_logprobs()),
-        output(tokenizer, request.sampling) {}
+        output(tokenizer, request.sampling) {
+    trace.request_id = request.request_id;
+    trace.received = request.received;
+    trace.num_prompt_tokens =
+        static_cast<uint32_t>(request.prompt_token_ids.size());
+  }
 
   const uint64_t handle;
   const std::string request_id;
@@ -33,6 +39,7 @@ struct LiveRequest {
   const bool on_default;  // it named no placement
   const bool wants_logprobs;
   RequestOutput output;
+  RequestTrace trace;
   bool admitted = false;
   uint64_t sequence_id = 0;  // 0: the scheduler does not have it yet
   // Its request, while it is kept from the scheduler.
@@ -45,7 +52,10 @@ struct LiveRequest {
 // Owned and used by the engine's thread.
 class LiveRequests {
  public:
-  // The new request, or null if its request_id is live already.
+  bool HasId(const std::string& request_id) const {
+    return ids_.contains(request_id);
+  }
+  // The new request. REQUIRES: !HasId(its request_id).
   LiveRequest* Insert(std::unique_ptr<LiveRequest> request);
   // `request` is known by `sequence_id` from here on.
   void Bind(LiveRequest* request, uint64_t sequence_id);

@@ -205,6 +205,14 @@ absl::StatusOr<uint64_t> PlacementTable::Delete(absl::string_view name) {
   return ++epoch_;
 }
 
+std::string PlacementTable::NameOf(const Resolved& placement) const {
+  if (!placement.preset.empty()) return placement.preset;
+  for (const auto& [name, preset] : presets_) {
+    if (preset == placement.placement) return name;
+  }
+  return placement.placement == Placement::Main(*config_) ? "main" : "custom";
+}
+
 v1::MixerList PlacementTable::ToProto(const Placement& placement) const {
   v1::MixerList list;
   for (std::string& name : placement.Names(*config_)) {

@@ -83,6 +83,10 @@ class PlacementTable {
   const Presets& presets() const { return presets_; }
 
   v1::MixerList ToProto(const Placement& placement) const;
+  // What metrics and logs call it: the preset it came by, else the first that
+  // means the same, else `main` for the checkpoint's own, else `custom`.
+  std::string NameOf(const Resolved& placement) const;
+  std::string default_name() const { return NameOf(default_); }
 
  private:
   PlacementTable(const ModelConfig* config, Presets presets);

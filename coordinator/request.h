@@ -3,6 +3,7 @@
 #ifndef SWITCHYARD_COORDINATOR_REQUEST_H_
 #define SWITCHYARD_COORDINATOR_REQUEST_H_
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -24,6 +25,8 @@ struct EngineRequest {
   std::vector<uint32_t> prompt_token_ids;  // [1 .. max_context_tokens - 1]
   v1::SamplingParams sampling;             // as ResolveSamplingParams leaves it
   std::optional<v1::Placement> placement;  // unset: the default placement
+  std::chrono::steady_clock::time_point received =
+      std::chrono::steady_clock::now();
 };
 
 // What a step adds to a stream.

@@ -28,12 +28,19 @@ struct GroupFacts {
   uint32_t kv_element_bytes = 0;  // of attention blocks (and conv states)
 };
 
+// One rank's share of a step.
+struct RankStep {
+  absl::Duration execute_time;
+  absl::Duration collective_time;  // of which in collectives
+};
+
 // A step on which all ranks agree.
 struct StepOutcome {
   v1::StepResult result;        // rank 0's: tokens and prompt log-probabilities
   absl::Duration execute_time;  // of the slowest rank
   absl::Duration collective_time;  // of that rank, in collectives
   absl::Duration round_trip;       // from Submit to the last rank's result
+  std::vector<RankStep> ranks;     // [world_size], by rank
 };
 
 // Thread safety: Submit and NextResult are called by one thread, the engine's;

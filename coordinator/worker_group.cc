@@ -356,7 +356,10 @@ class WorkerGroupImpl final : public WorkerGroup {
   static StepOutcome Agree(Step& step) {
     StepOutcome outcome;
     double slowest_ms = -1;
+    outcome.ranks.reserve(step.results.size());
     for (const std::optional<v1::StepResult>& result : step.results) {
+      outcome.ranks.push_back({absl::Milliseconds(result->execute_ms()),
+                               absl::Milliseconds(result->collective_ms())});
       if (result->execute_ms() <= slowest_ms) continue;
       slowest_ms = result->execute_ms();
       outcome.execute_time = absl::Milliseconds(result->execute_ms());

@@ -133,7 +133,7 @@ class BadStartTest(unittest.TestCase):
             self.assertTrue(any(word in line for line in errors), f"{word!r} is not in {done.stderr}")
 
     def serve(self, model, *more):
-        return ("--model", model, "--device", "cpu", "--port", "0", "--admin-port", "0", *more)
+        return ("--model", model, "--device", "cpu", "--port", "0", "--admin-port", "0", "--metrics-port", "0", *more)
 
     def edit_config(self, model, edit):
         path = os.path.join(model, "config.json")
@@ -183,6 +183,7 @@ class BadStartTest(unittest.TestCase):
             unused.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{unused.getsockname()[1]}"
             self.fails([address], "--model", TINY, "--workers", address, "--port", "0", "--admin-port", "0",
+                       "--metrics-port", "0",
                        "--connect-timeout", "2s", command="coordinator")
 
     def test_unknown_placement_at_start(self):
@@ -197,7 +198,7 @@ class BadStartTest(unittest.TestCase):
     def test_cuda_where_there_is_none(self):
         if os.path.exists("/dev/nvidia0"):
             return
-        self.fails(["cuda"], "--model", TINY, "--device", "cuda", "--port", "0", "--admin-port", "0")
+        self.fails(["cuda"], "--model", TINY, "--device", "cuda", "--port", "0", "--admin-port", "0", "--metrics-port", "0")
 
 
 if __name__ == "__main__":

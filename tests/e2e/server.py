@@ -27,6 +27,7 @@ class Server:
     def __init__(self, *flags, model=TINY, world_size=1, ready_seconds=120):
         self.command = [BINARY, "serve", "--model", model, "--tensor-parallel-size", str(world_size),
                         "--device", "cpu", "--threads", "1", "--cache-bytes", "256MiB", "--port", "0", "--admin-port", "0",
+                        "--metrics-port", "0",
                         *flags]
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.stderr_lines = []
@@ -37,6 +38,7 @@ class Server:
             reader.start()
         self.target = self._address("serving on", ready_seconds)
         self.admin_target = self._address("admin on", ready_seconds)
+        self.metrics_target = self._address("metrics on", ready_seconds)
         self._channel = grpc.insecure_channel(self.target)
         self._admin_channel = grpc.insecure_channel(self.admin_target)
         self.generation = generation_pb2_grpc.GenerationServiceStub(self._channel)

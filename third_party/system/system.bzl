@@ -41,7 +41,7 @@ _LINK_FLAGS = {
     "gtest_main": (["-lgtest_main", "-lgtest", "-lgmock", "-lpthread"], "/usr/include/gmock/gmock.h", "libgmock-dev libgtest-dev"),
     "benchmark": (["-lbenchmark", "-lpthread"], "/usr/include/benchmark/benchmark.h", "libbenchmark-dev"),
     "json": ([], "/usr/include/nlohmann/json.hpp", "nlohmann-json3-dev"),
-    "prometheus": (["-lprometheus-cpp-core", "-lprometheus-cpp-pull"], "/usr/include/prometheus/registry.h", "prometheus-cpp-dev"),
+    "prometheus": (["-lprometheus-cpp-core"], "/usr/include/prometheus/registry.h", "prometheus-cpp-dev"),
     "httplib": (["-lcpp-httplib"], "/usr/include/httplib.h", "libcpp-httplib-dev"),
     "spdlog": (["-lspdlog", "-lfmt"], "/usr/include/spdlog/spdlog.h", "libspdlog-dev"),
     "grpc_reflection": (["-lgrpc++_reflection"], "/usr/include/grpcpp/ext/proto_server_reflection_plugin.h", "libgrpc++-dev"),

@@ -1,0 +1,225 @@
+#include "coordinator/engine_telemetry.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+
+#include <algorithm>
+
+#include "absl/time/clock.h"
+#include "kernels/check.h"
+
+namespace switchyard {
+namespace {
+
+SteadyTime Now() { return std::chrono::steady_clock::now(); }
+
+double Seconds(std::chrono::steady_clock::duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
+
+const char* PolicyName(v1::InFlight in_flight) {
+  switch (in_flight) {
+    case v1::IN_FLIGHT_RECOMPUTE:
+      return "recompute";
+    case v1::IN_FLIGHT_DRAIN:
+      return "drain";
+    default:
+      return "finish";
+  }
+}
+
+// Whose doing it was: a refusal says that the switch cannot be made.
+const char* OutcomeName(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+      return "success";
+    case absl::StatusCode::kCancelled:
+      return "cancelled";
+    case absl::StatusCode::kAborted:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+      return "refused";
+    default:
+      return "failed";
+  }
+}
+
+prometheus::Counter* FinishCounter(const PlacementMetrics& metrics,
+                                   v1::FinishReason reason) {
+  switch (reason) {
+    case v1::FINISH_REASON_STOP:
+      return metrics.finished_stop;
+    case v1::FINISH_REASON_LENGTH:
+      return metrics.finished_length;
+    case v1::FINISH_REASON_CANCELLED:
+      return metrics.finished_abort;
+    default:
+      return metrics.finished_error;
+  }
+}
+
+}  // namespace
+
+EngineTelemetry::EngineTelemetry(const GroupFacts& facts,
+                                 absl::string_view default_placement,
+                                 Metrics* metrics)
+    : metrics_(metrics), last_step_(Now()) {
+  SY_CHECK(metrics_->ranks().size() == facts.ranks.size());
+  for (size_t rank = 0; rank < facts.ranks.size(); ++rank) {
+    const RankMetrics& series = metrics_->ranks()[rank];
+    series.up->Set(1);
+    series.weights_bytes->Set(
+        static_cast<double>(facts.ranks[rank].weights_bytes));
+    series.cache_bytes->Set(static_cast<double>(facts.cache_bytes));
+  }
+  metrics_->group_up->Set(1);
+  metrics_->last_step_time->Set(
+      absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
+  metrics_->SetDefaultPlacement(default_placement);
+  metrics_->OfPlacement(default_placement);
+}
+
+void EngineTelemetry::OnRefused(const RequestTrace& /*request*/,
+                                const absl::Status& why) {
+  metrics_->Refused(absl::StatusCodeToString(why.code()))->Increment();
+}
+
+void EngineTelemetry::OnQueued(RequestTrace* request) {
+  request->queued = Now();
+  request->metrics = metrics_->OfPlacement(request->placement);
+  request->metrics->num_prompt_tokens->Observe(request->num_prompt_tokens);
+  request->metrics->max_tokens->Observe(request->max_tokens);
+}
+
+void EngineTelemetry::OnScheduled(RequestTrace* request, uint64_t /*step_id*/) {
+  if (request->was_scheduled) {
+    ++request->num_restarts;
+    return;
+  }
+  request->was_scheduled = true;
+  request->scheduled = Now();
+  request->metrics->num_live->Increment();
+  request->metrics->queue_time->Observe(
+      Seconds(request->scheduled - request->queued));
+}
+
+void EngineTelemetry::OnRecompute(RequestTrace* request) {
+  if (request->was_scheduled) request->metrics->num_live->Decrement();
+  request->metrics = metrics_->OfPlacement(request->placement);
+  if (request->was_scheduled) request->metrics->num_live->Increment();
+}
+
+void EngineTelemetry::OnToken(RequestTrace* request, SteadyTime time) {
+  PlacementMetrics& metrics = *request->metrics;
+  metrics.generation_tokens->Increment();
+  if (request->num_generated++ == 0) {
+    request->first_token = time;
+    metrics.prompt_tokens->Increment(request->num_prompt_tokens);
+    metrics.time_to_first_token->Observe(Seconds(time - request->received));
+    metrics.prefill_time->Observe(Seconds(time - request->scheduled));
+  } else {
+    metrics.inter_token_latency->Observe(Seconds(time - request->last_token));
+  }
+  request->last_token = time;
+}
+
+void EngineTelemetry::OnFinished(RequestTrace* request,
+                                 v1::FinishReason reason) {
+  const SteadyTime now = Now();
+  FinishCounter(*request->metrics, reason)->Increment();
+  EndRequest(request, now);
+}
+
+void EngineTelemetry::OnFailed(RequestTrace* request,
+                               const absl::Status& /*why*/) {
+  request->metrics->finished_error->Increment();
+  EndRequest(request, Now());
+}
+
+void EngineTelemetry::EndRequest(RequestTrace* request, SteadyTime now) {
+  const PlacementMetrics& metrics = *request->metrics;
+  metrics.e2e_latency->Observe(Seconds(now - request->received));
+  metrics.num_generation_tokens->Observe(request->num_generated);
+  if (request->was_scheduled) metrics.num_live->Decrement();
+  if (request->num_generated == 0) return;
+  const double decode = Seconds(request->last_token - request->first_token);
+  metrics.decode_time->Observe(decode);
+  metrics.inference_time->Observe(
+      Seconds(request->last_token - request->scheduled));
+  if (request->num_generated > 1) {
+    metrics.time_per_output_token->Observe(decode /
+                                           (request->num_generated - 1));
+  }
+}
+
+void EngineTelemetry::OnSubmitted(const v1::StepPlan& plan) {
+  StepInFlight& step = in_flight_.emplace_back();
+  step.submitted = Now();
+  for (const v1::SequenceStep& part : plan.batch()) {
+    step.num_tokens += part.num_tokens();
+    step.is_prefill = step.is_prefill || part.num_tokens() > 1;
+  }
+}
+
+void EngineTelemetry::OnStep(const StepOutcome& outcome, SteadyTime time) {
+  SY_CHECK(!in_flight_.empty());
+  const StepInFlight step = in_flight_.front();
+  in_flight_.pop_front();
+  // Steps overlap on the way, not on the device.
+  const double wall = Seconds(time - std::max(step.submitted, last_step_));
+  last_step_ = time;
+  metrics_->busy_seconds->Increment(wall);
+  metrics_->last_step_time->Set(
+      absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
+  if (step.num_tokens > 0) {  // else it only made the workers forget
+    (step.is_prefill ? metrics_->prefill_step_time : metrics_->decode_step_time)
+        ->Observe(wall);
+    metrics_->iteration_tokens->Observe(static_cast<double>(step.num_tokens));
+  }
+  for (size_t rank = 0; rank < outcome.ranks.size(); ++rank) {
+    const RankStep& part = outcome.ranks[rank];
+    const RankMetrics& series = metrics_->ranks()[rank];
+    const double execute = absl::ToDoubleSeconds(part.execute_time);
+    series.execute_seconds->Increment(execute);
+    series.collective_seconds->Increment(
+        absl::ToDoubleSeconds(part.collective_time));
+    series.idle_seconds->Increment(std::max(0.0, wall - execute));
+  }
+}
+
+void EngineTelemetry::OnState(const EngineState& state) {
+  metrics_->num_running->Set(static_cast<double>(state.num_running));
+  metrics_->num_waiting->Set(static_cast<double>(state.num_waiting));
+  const double capacity = static_cast<double>(state.cache_capacity_bytes);
+  const double used = static_cast<double>(state.cache_used_bytes);
+  const double slots = static_cast<double>(state.cache_slot_bytes);
+  metrics_->cache_usage->Set(capacity > 0 ? used / capacity : 0);
+  metrics_->cache_kv_bytes->Set(used - slots);
+  metrics_->cache_recurrent_bytes->Set(slots);
+  metrics_->cache_capacity_bytes->Set(capacity);
+  metrics_->epoch->Set(static_cast<double>(state.epoch));
+  if (state.num_preemptions > num_preemptions_) {
+    metrics_->num_preemptions->Increment(
+        static_cast<double>(state.num_preemptions - num_preemptions_));
+    num_preemptions_ = state.num_preemptions;
+  }
+}
+
+void EngineTelemetry::OnSwitch(const SwitchReport& report) {
+  metrics_->Switches(PolicyName(report.in_flight), OutcomeName(report.status))
+      ->Increment();
+  if (!report.status.ok()) return;
+  metrics_->switch_pause->Observe(absl::ToDoubleSeconds(report.pause));
+  metrics_->recomputed_sequences->Increment(report.num_recomputed);
+  metrics_->OfPlacement(report.placement);
+  metrics_->SetDefaultPlacement(report.placement);
+}
+
+void EngineTelemetry::OnLost(const absl::Status& /*why*/) {
+  metrics_->group_up->Set(0);
+  for (const RankMetrics& rank : metrics_->ranks()) rank.up->Set(0);
+}
+
+}  // namespace switchyard
