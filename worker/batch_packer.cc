@@ -11,6 +11,7 @@ void BatchPacker::Pack(absl::Span<const SequenceCache* const> caches,
     return buffer.Append(absl::MakeConstSpan(values));
   };
   token_ids_ = append(plan_->token_ids);
+  token_sources_ = append(plan_->token_sources);
   for (const PlannedGrouping& grouping : plan_->groupings) {
     groupings_.push_back({append(grouping.context_lens),
                           append(grouping.token_offsets),
@@ -18,7 +19,6 @@ void BatchPacker::Pack(absl::Span<const SequenceCache* const> caches,
                           append(grouping.inverse)});
   }
 
-  std::vector<uint32_t> ids;
   for (size_t i = 0; i < plan_->layers.size(); ++i) {
     const int32_t layer = static_cast<int32_t>(i);
     const PlannedLayer& planned = plan_->layers[i];
@@ -28,18 +28,26 @@ void BatchPacker::Pack(absl::Span<const SequenceCache* const> caches,
       const PlannedSegment& segment = grouping.segments[s];
       const int64_t stride =
           store.TableWidth(layer, planned.mixers[s], segment.max_total_tokens);
-      ids.assign(segment.num_seqs * stride, 0);
-      for (int32_t q = 0; q < segment.num_seqs; ++q) {
+      uint32_t* ids = nullptr;
+      slices.push_back({buffer.AppendRoom(segment.num_seqs * stride, &ids),
+                        static_cast<int32_t>(stride)});
+      // Entries beyond a sequence's own are never read. No memory is an error
+      // of the upload.
+      for (int32_t q = 0; ids != nullptr && q < segment.num_seqs; ++q) {
         const int32_t entry = grouping.entries[segment.first_seq + q];
         const absl::Span<const uint32_t> table = caches[entry]->ids(layer);
         std::copy_n(table.begin(), std::min<int64_t>(table.size(), stride),
-                    ids.begin() + q * stride);
+                    ids + q * stride);
       }
-      slices.push_back({buffer.Append(absl::MakeConstSpan(ids)),
-                        static_cast<int32_t>(stride)});
     }
     tables_.push_back(std::move(slices));
   }
+}
+
+FetchTokensArgs BatchPacker::Fetch(const int32_t* last_tokens,
+                                   StepBuffer& buffer) const {
+  return {plan_->num_tokens, buffer.device(token_sources_), last_tokens,
+          buffer.mutable_device(token_ids_)};
 }
 
 ForwardBatch BatchPacker::Resolve(const CacheStore& store,

@@ -11,6 +11,7 @@
 #include "worker/batch_planner.h"
 #include "worker/cache_store.h"
 #include "worker/step_buffer.h"
+#include "worker/step_device.h"
 
 namespace switchyard {
 
@@ -26,6 +27,8 @@ class BatchPacker {
 
   // REQUIRES: Pack, then buffer.Upload(). Valid until the buffer is cleared.
   ForwardBatch Resolve(const CacheStore& store, const StepBuffer& buffer) const;
+  // How the tokens that lie on the device get into the batch.
+  FetchTokensArgs Fetch(const int32_t* last_tokens, StepBuffer& buffer) const;
 
  private:
   struct GroupingSlices {
@@ -42,6 +45,7 @@ class BatchPacker {
 
   const BatchPlan* const plan_;
   StepBuffer::Slice<int32_t> token_ids_;
+  StepBuffer::Slice<int32_t> token_sources_;
   std::vector<GroupingSlices> groupings_;
   std::vector<std::vector<TableSlice>> tables_;  // [layer][segment]
 };

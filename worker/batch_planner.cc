@@ -10,9 +10,7 @@
 namespace switchyard {
 namespace {
 
-int32_t NumTokens(const BatchEntry& entry) {
-  return static_cast<int32_t>(entry.token_ids.size());
-}
+int32_t NumTokens(const BatchEntry& entry) { return entry.num_tokens(); }
 
 // Entry indices in batch order.
 std::vector<int32_t> BatchOrder(absl::Span<const BatchEntry> entries) {
@@ -26,12 +24,15 @@ std::vector<int32_t> BatchOrder(absl::Span<const BatchEntry> entries) {
 // The different placements of a batch, and which one each entry has.
 struct UniquePlacements {
   explicit UniquePlacements(absl::Span<const BatchEntry> entries) {
-    std::map<const Placement*, int32_t> known;
     for (const BatchEntry& entry : entries) {
-      const auto [it, is_new] =
-          known.emplace(entry.placement, static_cast<int32_t>(known.size()));
-      if (is_new) placements.push_back(entry.placement);
-      of_entry.push_back(it->second);
+      // They are few, and neighbours are mostly alike.
+      size_t i = of_entry.empty() ? 0 : of_entry.back();
+      if (placements.empty() || *placements[i] != *entry.placement) {
+        i = 0;
+        while (i < placements.size() && *placements[i] != *entry.placement) ++i;
+        if (i == placements.size()) placements.push_back(entry.placement);
+      }
+      of_entry.push_back(static_cast<int32_t>(i));
     }
   }
 
@@ -42,9 +43,10 @@ struct UniquePlacements {
 // Appends one segment: the entries of `order` whose placement has the label.
 void AppendSegment(absl::Span<const BatchEntry> entries,
                    const std::vector<int32_t>& order,
-                   const std::vector<bool>& belongs,
+                   const std::vector<bool>& belongs, int32_t min_total_tokens,
                    PlannedGrouping& grouping) {
   PlannedSegment segment;
+  segment.max_total_tokens = min_total_tokens;
   segment.first_seq = static_cast<int32_t>(grouping.entries.size());
   segment.first_row = static_cast<int32_t>(grouping.positions.size());
   segment.first_offset = static_cast<int32_t>(grouping.token_offsets.size());
@@ -75,14 +77,14 @@ PlannedGrouping MakeGrouping(absl::Span<const BatchEntry> entries,
                              const std::vector<int32_t>& first_rows,
                              const UniquePlacements& unique,
                              const std::vector<int32_t>& labels,
-                             int32_t num_segments) {
+                             int32_t num_segments, int32_t min_total_tokens) {
   PlannedGrouping grouping;
   for (int32_t segment = 0; segment < num_segments; ++segment) {
     std::vector<bool> belongs(entries.size());
     for (size_t i = 0; i < entries.size(); ++i) {
       belongs[i] = labels[unique.of_entry[i]] == segment;
     }
-    AppendSegment(entries, order, belongs, grouping);
+    AppendSegment(entries, order, belongs, min_total_tokens, grouping);
   }
   if (grouping.entries == order) return grouping;
   grouping.inverse.resize(grouping.positions.size());
@@ -98,7 +100,8 @@ PlannedGrouping MakeGrouping(absl::Span<const BatchEntry> entries,
 
 }  // namespace
 
-BatchPlan PlanBatch(absl::Span<const BatchEntry> entries) {
+BatchPlan PlanBatch(absl::Span<const BatchEntry> entries,
+                    int32_t min_total_tokens) {
   SY_CHECK(!entries.empty());
   BatchPlan plan;
   plan.num_seqs = static_cast<int32_t>(entries.size());
@@ -109,6 +112,11 @@ BatchPlan PlanBatch(absl::Span<const BatchEntry> entries) {
     plan.num_tokens += NumTokens(entries[i]);
     plan.token_ids.insert(plan.token_ids.end(), entries[i].token_ids.begin(),
                           entries[i].token_ids.end());
+    plan.token_sources.resize(plan.token_ids.size(), -1);
+    if (entries[i].token_slot >= 0) {
+      plan.token_ids.push_back(0);
+      plan.token_sources.push_back(entries[i].token_slot);
+    }
   }
 
   const UniquePlacements unique(entries);
@@ -131,7 +139,8 @@ BatchPlan PlanBatch(absl::Span<const BatchEntry> entries) {
     if (is_new) {
       plan.groupings.push_back(
           MakeGrouping(entries, order, plan.first_rows, unique, labels,
-                       static_cast<int32_t>(planned.mixers.size())));
+                       static_cast<int32_t>(planned.mixers.size()),
+                       min_total_tokens));
     }
     planned.grouping = it->second;
     plan.layers.push_back(std::move(planned));

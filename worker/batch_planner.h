@@ -14,8 +14,16 @@ namespace switchyard {
 // One sequence's part in a step. Borrows for the call.
 struct BatchEntry {
   const Placement* placement = nullptr;
-  absl::Span<const int32_t> token_ids;  // of the new positions; at least one
+  absl::Span<const int32_t> token_ids;  // of the new positions
   int32_t start = 0;                    // the first of them
+  // Not negative: one more new position, whose token lies on the device in this
+  // slot.
+  int32_t token_slot = -1;
+
+  // At least one.
+  int32_t num_tokens() const {
+    return static_cast<int32_t>(token_ids.size()) + (token_slot >= 0 ? 1 : 0);
+  }
 };
 
 // Sequences [first_seq, first_seq + num_seqs) of a grouping's order, which run
@@ -53,6 +61,8 @@ struct BatchPlan {
   int32_t num_seqs = 0;
   int32_t num_tokens = 0;
   std::vector<int32_t> token_ids;   // [num_tokens] in batch order
+  // [num_tokens] the slot whose token takes the place of token_ids', or -1.
+  std::vector<int32_t> token_sources;
   std::vector<int32_t> first_rows;  // [num_seqs] batch row of each entry's
                                     // first new position, by index of the entry
   std::vector<PlannedGrouping> groupings;
@@ -61,9 +71,12 @@ struct BatchPlan {
 
 // In batch order the entries with one new token come first, else entries keep
 // their order; the same holds within every segment. Layers that split the batch
-// alike share a grouping, whatever mixers they run. REQUIRES: at least one
-// entry; all placements of the same model.
-BatchPlan PlanBatch(absl::Span<const BatchEntry> entries);
+// alike share a grouping, whatever mixers they run. No segment's
+// max_total_tokens is below `min_total_tokens`, so that batches of alike shape
+// get equal plans while their contexts grow. REQUIRES: at least one entry; all
+// placements of the same model.
+BatchPlan PlanBatch(absl::Span<const BatchEntry> entries,
+                    int32_t min_total_tokens = 0);
 
 }  // namespace switchyard
 

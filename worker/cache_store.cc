@@ -1,5 +1,6 @@
 #include "worker/cache_store.h"
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <utility>
@@ -20,17 +21,31 @@ const char* UnitName(CacheKind kind) {
 
 }  // namespace
 
+int64_t CacheStore::PaddingBytes(const CacheSpec& spec) {
+  int64_t bytes = 0;
+  for (int32_t layer = 0; layer < spec.num_layers(); ++layer) {
+    for (int32_t mixer = 0; mixer < spec.num_mixers(layer); ++mixer) {
+      bytes = std::max(bytes, spec.At(layer, mixer).unit_bytes);
+    }
+  }
+  return bytes + kCacheUnitBytes;  // to a whole cache id
+}
+
 absl::StatusOr<std::unique_ptr<CacheStore>> CacheStore::Create(
     Device* device, const CacheSpec* spec, const CacheStoreOptions& options) {
+  const int64_t padding_bytes = PaddingBytes(*spec);
   const int64_t max_bytes =
-      int64_t{std::numeric_limits<uint32_t>::max()} * kCacheUnitBytes;
+      int64_t{std::numeric_limits<uint32_t>::max()} * kCacheUnitBytes -
+      padding_bytes;
   if (options.arena_bytes <= 0 || options.arena_bytes > max_bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("arena_bytes is ", options.arena_bytes,
                      ", should be between 1 and ", max_bytes));
   }
   SY_ASSIGN_OR_RETURN(DeviceBuffer arena,
-                      device->Allocate(options.arena_bytes));
+                      device->Allocate(options.arena_bytes + padding_bytes));
+  SY_RETURN_IF_ERROR(
+      device->Fill(arena.get() + options.arena_bytes, 0, padding_bytes));
   if (options.poison_freed) {
     SY_RETURN_IF_ERROR(device->Fill(arena.get(), kPoison, options.arena_bytes));
   }
@@ -96,6 +111,14 @@ absl::Status CacheStore::CheckCovers(const SequenceCache& cache,
     }
   }
   return absl::OkStatus();
+}
+
+SequenceCache CacheStore::PaddingCache(const Placement& placement) const {
+  const uint32_t id = static_cast<uint32_t>(
+      (options_.arena_bytes + kCacheUnitBytes - 1) / kCacheUnitBytes);
+  SequenceCache cache(placement);
+  for (std::vector<uint32_t>& ids : cache.ids_) ids.assign(1, id);
+  return cache;
 }
 
 absl::Status CacheStore::Release(SequenceCache& cache) {

@@ -8,7 +8,8 @@
 //
 // Invariants: the units of all live sequences are disjoint; a slot was zeroed
 // when it was handed out; with `poison_freed` every byte outside of them is
-// 0xff, a NaN in every float type.
+// 0xff, a NaN in every float type. Behind the arena lies one more unit, the
+// padding's, which any number of sequences may write to at once.
 #ifndef SWITCHYARD_WORKER_CACHE_STORE_H_
 #define SWITCHYARD_WORKER_CACHE_STORE_H_
 
@@ -56,6 +57,9 @@ class CacheStore {
   static absl::StatusOr<std::unique_ptr<CacheStore>> Create(
       Device* device, const CacheSpec* spec, const CacheStoreOptions& options);
 
+  // Memory that Create takes beside the arena.
+  static int64_t PaddingBytes(const CacheSpec& spec);
+
   std::byte* arena() const { return arena_.get(); }
   int64_t arena_bytes() const { return options_.arena_bytes; }
 
@@ -68,6 +72,11 @@ class CacheStore {
   // InvalidArgument names the layer.
   absl::Status CheckCovers(const SequenceCache& cache,
                            int64_t num_tokens) const;
+
+  // The cache of a sequence that only fills up a batch: it is at its first
+  // position in every step, and nobody reads what it leaves. Not for Append or
+  // Release.
+  SequenceCache PaddingCache(const Placement& placement) const;
 
   // Takes all units back, and poisons them if asked to.
   absl::Status Release(SequenceCache& cache);

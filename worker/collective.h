@@ -59,6 +59,10 @@ class Collective {
   // soon, those of its peers kUnavailable. Idempotent; any thread.
   virtual void Abort() = 0;
 
+  // What an operation would fail with now, or OK. Where operations are
+  // asynchronous this is how their failures are learnt of. Any thread.
+  virtual absl::Status health() { return absl::OkStatus(); }
+
   virtual int rank() const = 0;
   virtual int world_size() const = 0;
 

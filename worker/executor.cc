@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,11 @@
 
 namespace switchyard {
 namespace {
+
+// A graph of a few hundred launches takes one or two megabytes; these bounds
+// are far above what a few placements need.
+constexpr GraphCacheLimits kGraphCacheLimits = {
+    /*max_graphs=*/128, /*max_bytes=*/int64_t{1} << 30};
 
 absl::Status BadSequence(uint64_t sequence_id, absl::string_view problem) {
   return absl::InvalidArgumentError(
@@ -30,9 +36,16 @@ absl::Status Annotate(const absl::Status& status, absl::string_view context) {
 }  // namespace
 
 Executor::Executor(std::unique_ptr<Device> device)
-    : device_(std::move(device)), step_buffer_(device_.get()) {}
+    : device_(std::move(device)),
+      step_device_(MakeStepDevice(device_.get())),
+      step_buffer_(device_.get()),
+      graphs_(kGraphCacheLimits) {}
 
-Executor::~Executor() = default;
+Executor::~Executor() {
+  // Memory that the device still works on must not be freed. What went wrong
+  // there, if anything, has been reported or is no longer of interest.
+  (void)device_->Synchronize();
+}
 
 absl::Status Executor::AllocateCache(uint64_t arena_bytes) {
   SY_CHECK(cache_spec_.has_value());
@@ -46,17 +59,67 @@ absl::Status Executor::AllocateCache(uint64_t arena_bytes) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<v1::StepResult> Executor::Execute(const v1::StepPlan& plan) {
-  SY_CHECK(cache_ != nullptr);
+absl::Status Executor::Launch(const v1::StepPlan& plan) {
+  SY_CHECK(cache_ != nullptr && num_steps_ < kMaxSteps);
+  Step& step = this->step(num_launched_);
   const absl::Duration before = collective_->time_spent();
-  v1::StepResult result;
+  output_->Begin(step.output);
+  step.graph = false;
+  step.record_time = absl::ZeroDuration();
   SY_RETURN_IF_ERROR(Finish(plan));
   SY_RETURN_IF_ERROR(LearnPlacements(plan));
   SY_RETURN_IF_ERROR(Start(plan));
   SY_ASSIGN_OR_RETURN(const std::vector<Work> batch, Check(plan));
-  if (!batch.empty()) SY_RETURN_IF_ERROR(Run(batch, result));
-  result.set_collective_ms(
-      absl::ToDoubleMilliseconds(collective_->time_spent() - before));
+  if (batch.empty()) {
+    SY_RETURN_IF_ERROR(marks(num_launched_).begin->Set());
+    SY_RETURN_IF_ERROR(marks(num_launched_).end->Set());
+  } else {
+    SY_RETURN_IF_ERROR(Run(batch, step));
+  }
+  step.collective_time = collective_->time_spent() - before;
+  ++num_launched_;
+  ++num_steps_;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Executor::Ready() {
+  SY_CHECK(num_steps_ > 0);
+  return marks(num_launched_ - num_steps_).end->Reached();
+}
+
+absl::StatusOr<v1::StepResult> Executor::Collect() {
+  SY_CHECK(num_steps_ > 0);
+  const uint64_t number = num_launched_ - num_steps_;
+  for (;;) {
+    SY_ASSIGN_OR_RETURN(const bool ready, Ready());
+    if (ready) break;
+    std::this_thread::yield();
+  }
+  --num_steps_;
+  const Step& step = this->step(number);
+  v1::StepResult result;
+  for (const StepOutput::Sample& sample : step.output.samples) {
+    const auto it = sequences_.find(sample.sequence_id);
+    // It may have been forgotten meanwhile, and another have its id.
+    if (it == sequences_.end() ||
+        it->second.incarnation != sample.incarnation) {
+      continue;
+    }
+    it->second.tokens.push_back(step.output.tokens[sample.logits_row]);
+    --it->second.num_pending;
+  }
+  if (group_->rank() == 0) output_->Report(step.output, result);
+  result.set_collective_ms(absl::ToDoubleMilliseconds(step.collective_time));
+  result.set_graph(step.graph);
+  result.set_record_ms(absl::ToDoubleMilliseconds(step.record_time));
+  SY_ASSIGN_OR_RETURN(const absl::Duration run,
+                      marks(number).end->Since(*marks(number).begin));
+  result.set_device_ms(absl::ToDoubleMilliseconds(run));
+  if (number > 0) {
+    SY_ASSIGN_OR_RETURN(const absl::Duration idle,
+                        marks(number).begin->Since(*marks(number - 1).end));
+    result.set_device_idle_ms(absl::ToDoubleMilliseconds(idle));
+  }
   return result;
 }
 
@@ -109,7 +172,8 @@ absl::Status Executor::Start(const v1::StepPlan& plan) {
     SY_ASSIGN_OR_RETURN(WorkerSequence sequence,
                         MakeWorkerSequence(start, placement->second, limits));
     const auto it = sequences_.emplace(id, std::move(sequence)).first;
-    SY_RETURN_IF_ERROR(output_->Admit(it->second));
+    it->second.incarnation = ++num_started_;
+    output_->Admit(it->second);
   }
   return absl::OkStatus();
 }
@@ -163,6 +227,16 @@ absl::StatusOr<Executor::Work> Executor::CheckStep(
         id, absl::StrCat("runs to position ", end, ", max_context_tokens is ",
                          limits_.max_context_tokens));
   }
+  // A step samples only after all its tokens, so of the tokens that are not here
+  // yet a plan can reach but the newest.
+  const int64_t num_known = sequence.tokens.size();
+  if (end > num_known && std::max<int64_t>(step.start(), num_known) + 1 !=
+                             sequence.num_tokens()) {
+    return BadSequence(
+        id, absl::StrCat("runs to position ", end, ", but only ", num_known,
+                         " of its ", sequence.num_tokens(),
+                         " tokens are known"));
+  }
   const std::string name = absl::StrCat("sequence ", id);
   if (step.cache_layers_size() != step.cache_ids_size()) {
     return BadSequence(id, absl::StrCat("has ", step.cache_layers_size(),
@@ -179,62 +253,97 @@ absl::StatusOr<Executor::Work> Executor::CheckStep(
               static_cast<int32_t>(step.num_tokens()), step.sample()};
 }
 
-absl::Status Executor::Run(const std::vector<Work>& batch,
-                           v1::StepResult& result) {
+absl::Status Executor::Run(const std::vector<Work>& batch, Step& step) {
+  const std::optional<GraphPlan> shape = FindShape(batch);
+  SY_RETURN_IF_ERROR(shape.has_value() ? RunPadded(batch, *shape, step)
+                                       : RunEager(batch, step));
+  for (const Work& work : batch) {
+    work.sequence->num_cached += work.num_tokens;
+    if (work.sample) ++work.sequence->num_pending;
+  }
+  return absl::OkStatus();
+}
+
+BatchEntry Executor::EntryOf(const Work& work) const {
+  const WorkerSequence& sequence = *work.sequence;
+  const int32_t num_known = std::min(
+      work.num_tokens,
+      static_cast<int32_t>(sequence.tokens.size()) - work.start);
+  BatchEntry entry;
+  entry.placement = &sequence.cache.placement();
+  entry.token_ids =
+      absl::MakeConstSpan(sequence.tokens).subspan(work.start, num_known);
+  entry.start = work.start;
+  // At most the sequence's newest token is unknown: CheckStep saw to it.
+  if (num_known < work.num_tokens) entry.token_slot = sequence.token_slot;
+  return entry;
+}
+
+absl::Status Executor::RunEager(const std::vector<Work>& batch, Step& step) {
   std::vector<BatchEntry> entries;
   std::vector<const SequenceCache*> caches;
   for (const Work& work : batch) {
-    const SequenceCache& cache = work.sequence->cache;
-    entries.push_back({&cache.placement(),
-                       absl::MakeConstSpan(work.sequence->tokens)
-                           .subspan(work.start, work.num_tokens),
-                       work.start});
-    caches.push_back(&cache);
+    entries.push_back(EntryOf(work));
+    caches.push_back(&work.sequence->cache);
   }
   const BatchPlan plan = PlanBatch(entries);
-
-  output_->Begin();
   for (size_t i = 0; i < batch.size(); ++i) {
     const Work& work = batch[i];
     const int32_t first_row = plan.first_rows[i];
     if (work.sample) {
-      output_->AddSample(*work.sequence, first_row + work.num_tokens - 1);
+      output_->AddSample(step.output, *work.sequence,
+                         first_row + work.num_tokens - 1);
     }
-    output_->AddPrompt(*work.sequence, work.start, work.num_tokens, first_row);
+    output_->AddPrompt(step.output, *work.sequence, work.start, work.num_tokens,
+                       first_row);
   }
 
   step_buffer_.Clear();
   BatchPacker packer(&plan);
   packer.Pack(caches, *cache_, step_buffer_);
-  output_->Pack(step_buffer_);
-  SY_RETURN_IF_ERROR(step_buffer_.Upload());
+  output_->Pack(step.output, step_buffer_);
+  SY_RETURN_IF_ERROR(Upload());
+  SY_ASSIGN_OR_RETURN(const HiddenState hidden,
+                      RunOnDevice(packer, step.output));
+  SY_RETURN_IF_ERROR(output_->ReadSamples(step.output));
+  if (!step.output.prompts.empty()) {
+    const OpContext context{device_.get(), &workspace_,
+                            limits_.batch_invariant};
+    SY_RETURN_IF_ERROR(output_->ScorePrompts(context, *group_, *model_, hidden,
+                                             step_buffer_, step.output));
+  }
+  return marks(num_launched_).end->Set();
+}
 
+absl::Status Executor::Upload() {
+  output_->PackCounts(step_buffer_);
+  SY_RETURN_IF_ERROR(step_buffer_.Upload());
+  SY_RETURN_IF_ERROR(output_->ApplyCounts(step_buffer_));
+  // The copies count as idle: the device computes nothing meanwhile.
+  return marks(num_launched_).begin->Set();
+}
+
+absl::StatusOr<HiddenState> Executor::RunOnDevice(const BatchPacker& packer,
+                                                  const StepOutput& output) {
   workspace_.Reset();
   const OpContext context{device_.get(), &workspace_, limits_.batch_invariant};
+  SY_RETURN_IF_ERROR(step_device_->FetchTokens(
+      packer.Fetch(output_->last_tokens(), step_buffer_)));
   SY_ASSIGN_OR_RETURN(
       const HiddenState hidden,
       model_->Forward(context, *group_, packer.Resolve(*cache_, step_buffer_)));
-  SY_RETURN_IF_ERROR(
-      output_->Run(context, *group_, *model_, hidden, step_buffer_));
-
-  if (group_->rank() == 0) output_->Report(result);
-  size_t next_token = 0;
-  for (const Work& work : batch) {
-    work.sequence->num_cached += work.num_tokens;
-    if (work.sample) {
-      work.sequence->tokens.push_back(output_->tokens()[next_token++]);
-    }
-  }
-  return absl::OkStatus();
+  SY_RETURN_IF_ERROR(output_->Sample(context, *group_, *model_, hidden,
+                                     step_buffer_, output));
+  return hidden;
 }
 
 absl::Status Executor::PreparePlacement(
     uint64_t epoch, const std::vector<std::string>& mixer_names) {
   SY_CHECK(model_ != nullptr);
-  // Every mixer is loaded and nothing is captured: to know the placement is
-  // all there is to prepare.
-  SY_RETURN_IF_ERROR(Placement::FromNames(config_, mixer_names).status());
+  SY_ASSIGN_OR_RETURN(const Placement placement,
+                      Placement::FromNames(config_, mixer_names));
   prepared_epoch_ = epoch;
+  PlanWarming(placement);
   return absl::OkStatus();
 }
 
@@ -252,7 +361,10 @@ absl::Status Executor::CommitPlacement(uint64_t epoch) {
 }
 
 absl::Status Executor::AbortPlacement(uint64_t epoch) {
-  if (prepared_epoch_ == epoch) prepared_epoch_.reset();
+  if (prepared_epoch_ == epoch) {
+    prepared_epoch_.reset();
+    to_warm_.clear();
+  }
   return absl::OkStatus();
 }
 

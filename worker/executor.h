@@ -5,8 +5,21 @@
 // bad plan is an error, never a crash) and does it. One thread uses it, as
 // StepExecutor says.
 //
-// Invariants between steps: every sequence's cache covers and holds exactly its
-// positions [0, num_cached); all ranks hold the same sequences and tokens.
+// To drive it without a worker around it (benches, tests): Load with
+// MakeLocalCollective(), AllocateCache, then Execute(plan) for one step at a
+// time, or Launch(plan) up to kMaxSteps ahead of Collect() to keep the device
+// busy, as a worker does; a plan may ask for the token after one that is still
+// being sampled. StepResult has the device's own times. Steps in which every
+// sequence decodes run as graphs on CUDA if ConfigureRequest.enable_graphs;
+// the first step of a shape runs without, and is recorded.
+//
+// A step's order in the stream: copy the packed arrays to the device, fetch
+// tokens that earlier steps sampled, run the model, sample, store the tokens,
+// copy results to page-locked memory. Nothing in Launch waits for the device.
+//
+// Invariants: once every launched step is done, each sequence's cache covers
+// and holds exactly its positions [0, num_cached); all ranks hold the same
+// sequences and tokens.
 #ifndef SWITCHYARD_WORKER_EXECUTOR_H_
 #define SWITCHYARD_WORKER_EXECUTOR_H_
 
@@ -27,9 +40,14 @@
 #include "model/rank_group.h"
 #include "model/transformer.h"
 #include "switchyard/v1/worker.pb.h"
+#include "worker/batch_packer.h"
+#include "worker/batch_planner.h"
 #include "worker/cache_store.h"
+#include "worker/graph_cache.h"
+#include "worker/graph_planner.h"
 #include "worker/output_stage.h"
 #include "worker/step_buffer.h"
+#include "worker/step_device.h"
 #include "worker/step_executor.h"
 #include "worker/worker_sequence.h"
 
@@ -44,9 +62,13 @@ class Executor final : public StepExecutor {
       const v1::ConfigureRequest& request, Collective& collective,
       LoadProgress& progress) override;
   absl::Status AllocateCache(uint64_t arena_bytes) override;
-  absl::StatusOr<v1::StepResult> Execute(const v1::StepPlan& plan) override;
+  absl::Status Launch(const v1::StepPlan& plan) override;
+  int num_steps() const override { return num_steps_; }
+  absl::StatusOr<bool> Ready() override;
+  absl::StatusOr<v1::StepResult> Collect() override;
   absl::Status PreparePlacement(
       uint64_t epoch, const std::vector<std::string>& mixer_names) override;
+  absl::StatusOr<bool> Warm() override;
   absl::Status CommitPlacement(uint64_t epoch) override;
   absl::Status AbortPlacement(uint64_t epoch) override;
 
@@ -55,6 +77,7 @@ class Executor final : public StepExecutor {
   int64_t num_cache_units_held() const {
     return cache_ == nullptr ? 0 : cache_->num_units_held();
   }
+  int64_t num_graphs() const { return graphs_.size(); }
 
  private:
   // One sequence's part of the step, checked.
@@ -68,14 +91,31 @@ class Executor final : public StepExecutor {
     int32_t max_num_seqs = 0;
     int32_t max_num_batched_tokens = 0;
     int32_t max_context_tokens = 0;
+    int32_t max_rows = 0;  // of a graph, padding included
     bool batch_invariant = false;
     bool poison_freed_cache = false;
+  };
+  // A step under way, or the place for one.
+  struct Step {
+    StepOutput output;
+    bool graph = false;
+    absl::Duration record_time;
+    absl::Duration collective_time;
+  };
+  struct Marks {
+    std::unique_ptr<StreamMark> begin;
+    std::unique_ptr<StreamMark> end;
+  };
+  struct RecordedStep {
+    std::unique_ptr<StepGraph> graph;
+    int64_t packed_bytes = 0;  // of the arrays that it reads
   };
 
   absl::Status ReadLimits(const v1::ConfigureRequest& request);
   absl::Status LoadModel(const v1::ConfigureRequest& request, DType dtype,
                          LoadProgress& progress);
   absl::Status AllocateWorkspace();
+  absl::Status MakeSteps();
 
   // The parts of a plan, in the order in which they apply.
   absl::Status Finish(const v1::StepPlan& plan);
@@ -83,9 +123,31 @@ class Executor final : public StepExecutor {
   absl::Status Start(const v1::StepPlan& plan);
   absl::StatusOr<std::vector<Work>> Check(const v1::StepPlan& plan);
   absl::StatusOr<Work> CheckStep(const v1::SequenceStep& step);
-  absl::Status Run(const std::vector<Work>& batch, v1::StepResult& result);
+  absl::Status Run(const std::vector<Work>& batch, Step& step);
+  absl::Status RunEager(const std::vector<Work>& batch, Step& step);
+  // The batch's shape as a graph; nothing where it cannot be one.
+  std::optional<GraphPlan> FindShape(const std::vector<Work>& batch) const;
+  // `batch` may be empty: all of it is padding then.
+  absl::Status RunPadded(const std::vector<Work>& batch, const GraphPlan& plan,
+                         Step& step);
+  // Lists the graphs that batches of this placement are likely to need first.
+  void PlanWarming(const Placement& placement);
+  BatchEntry EntryOf(const Work& work) const;
+  // From packed arrays to sampled tokens, all on the device.
+  absl::StatusOr<HiddenState> RunOnDevice(const BatchPacker& packer,
+                                          const StepOutput& output);
+  absl::Status Upload();
+  Marks& marks(uint64_t step_number) {
+    return marks_[step_number % kNumMarks];
+  }
+  Step& step(uint64_t step_number) { return steps_[step_number % kMaxSteps]; }
+
+  // The marks of a step and of the one before it outlive the launches of those
+  // that may follow before it is collected.
+  static constexpr uint64_t kNumMarks = 4;
 
   const std::unique_ptr<Device> device_;
+  const std::unique_ptr<StepDevice> step_device_;
   Limits limits_;
   ModelConfig config_;
   Collective* collective_ = nullptr;
@@ -97,6 +159,18 @@ class Executor final : public StepExecutor {
   Workspace workspace_;
   StepBuffer step_buffer_;
   std::unique_ptr<CacheStore> cache_;
+
+  Step steps_[kMaxSteps];
+  Marks marks_[kNumMarks];
+  uint64_t num_launched_ = 0;  // since the start
+  int num_steps_ = 0;          // the last of them, not collected yet
+  uint64_t num_started_ = 0;   // sequences, since the start
+
+  bool graphs_enabled_ = false;
+  // Gone before the collective that they may hold operations of.
+  GraphCache<GraphKey, RecordedStep> graphs_;
+  int64_t graphs_generation_ = 0;  // of the step buffer they read
+  std::vector<GraphPlan> to_warm_;  // the next one last
 
   std::map<uint32_t, Placement> placements_;      // by id
   std::map<uint64_t, WorkerSequence> sequences_;  // by id

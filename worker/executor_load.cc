@@ -20,6 +20,9 @@ namespace {
 constexpr int64_t kOpScratchBytes = int64_t{32} << 20;
 // What the device keeps free beside weights, workspace and arena.
 constexpr int64_t kReserveBytes = int64_t{256} << 20;
+// Enough for the arrays of most steps: 64 sequences of 8192 positions in blocks
+// of 16, in 48 layers, take 6 MiB.
+constexpr int64_t kStepBufferBytes = int64_t{8} << 20;
 // What a rank on a CPU takes for its cache unasked, at most.
 constexpr int64_t kDefaultCpuCacheBytes = int64_t{2} << 30;
 
@@ -78,16 +81,21 @@ absl::StatusOr<v1::ConfigureResponse> Executor::Load(
   OutputOptions output;
   output.vocab_size = config_.vocab_size;
   output.max_num_seqs = limits_.max_num_seqs;
+  output.max_rows = limits_.max_rows;
+  output.max_prompt_rows = limits_.max_num_batched_tokens;
   output.reports = collective.rank() == 0;
-  SY_ASSIGN_OR_RETURN(output_, OutputStage::Create(device_.get(), output));
+  SY_ASSIGN_OR_RETURN(output_, OutputStage::Create(
+                                   device_.get(), step_device_.get(), output));
   SY_RETURN_IF_ERROR(AllocateWorkspace());
+  SY_RETURN_IF_ERROR(MakeSteps());
 
   SY_ASSIGN_OR_RETURN(const int64_t free_bytes, device_->FreeBytes());
   v1::ConfigureResponse response;
   response.set_device(device_->name());
   response.set_weights_bytes(model_->weights_bytes());
   const int64_t available_bytes =
-      std::max<int64_t>(0, free_bytes - kReserveBytes);
+      std::max<int64_t>(0, free_bytes - kReserveBytes -
+                               CacheStore::PaddingBytes(*cache_spec_));
   response.set_available_cache_bytes(available_bytes);
   response.set_default_cache_bytes(
       device_->type() == DeviceType::kCpu
@@ -107,6 +115,12 @@ absl::Status Executor::ReadLimits(const v1::ConfigureRequest& request) {
       static_cast<int32_t>(request.max_num_batched_tokens());
   limits_.batch_invariant = request.batch_invariant();
   limits_.poison_freed_cache = request.poison_freed_cache();
+  graphs_enabled_ = request.enable_graphs() && step_device_->has_graphs();
+  limits_.max_rows = limits_.max_num_seqs;
+  if (graphs_enabled_) {
+    // A little more than one placement needs, for batches of several.
+    limits_.max_rows = BatchBucket(limits_.max_num_seqs) * 5 / 4;
+  }
 
   const uint32_t model_tokens =
       static_cast<uint32_t>(config_.max_position_embeddings);
@@ -149,7 +163,8 @@ absl::Status Executor::LoadModel(const v1::ConfigureRequest& request,
 
 absl::Status Executor::AllocateWorkspace() {
   const int64_t model_bytes = model_->WorkspaceBytes(
-      limits_.max_num_batched_tokens, output_->max_logits_rows());
+      std::max(limits_.max_num_batched_tokens, limits_.max_rows),
+      output_->max_logits_rows());
   // Ops may take scratch that grows with the batch, such as an fp32 copy of a
   // product: as much again as the model's own is ample.
   const int64_t bytes =
@@ -157,6 +172,17 @@ absl::Status Executor::AllocateWorkspace() {
   SY_ASSIGN_OR_RETURN(workspace_buffer_, device_->Allocate(bytes));
   workspace_ = Workspace(workspace_buffer_.get(), bytes);
   return absl::OkStatus();
+}
+
+absl::Status Executor::MakeSteps() {
+  for (Step& step : steps_) {
+    SY_ASSIGN_OR_RETURN(step.output, output_->MakeOutput());
+  }
+  for (Marks& marks : marks_) {
+    SY_ASSIGN_OR_RETURN(marks.begin, step_device_->MakeMark());
+    SY_ASSIGN_OR_RETURN(marks.end, step_device_->MakeMark());
+  }
+  return step_buffer_.Reserve(kStepBufferBytes);
 }
 
 }  // namespace switchyard

@@ -89,6 +89,8 @@ class NcclCollective final : public Collective {
       status_ = absl::AbortedError("the collective was aborted");
   }
 
+  absl::Status health() override { return Health(); }
+
   int rank() const override { return options_.rank; }
   int world_size() const override { return options_.world_size; }
   // Operations are asynchronous: what they take is part of the step's time.

@@ -35,14 +35,23 @@ struct SequenceSampling {
 
 struct WorkerSequence {
   uint64_t id = 0;
-  std::vector<int32_t> tokens;  // the prompt, then the generated ones
+  // The prompt, then the generated ones that have arrived on the host.
+  std::vector<int32_t> tokens;
   int32_t num_prompt_tokens = 0;
   int32_t num_cached = 0;  // positions [0, num_cached) are in the cache
   SequenceSampling sampling;
   SequenceCache cache;
   int32_t counts_row = -1;  // of the sampler's; -1: no penalties
+  // Where its newest sampled token is kept on the device.
+  int32_t token_slot = -1;
+  // Tokens that steps under way sample: behind `tokens`, values unknown here.
+  int32_t num_pending = 0;
+  // Tells it from an earlier sequence of the same id.
+  uint64_t incarnation = 0;
 
-  int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
+  int32_t num_tokens() const {
+    return static_cast<int32_t>(tokens.size()) + num_pending;
+  }
   int32_t num_generated() const { return num_tokens() - num_prompt_tokens; }
 };
 

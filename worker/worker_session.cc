@@ -1,5 +1,7 @@
 #include "worker/worker_session.h"
 
+#include <sys/prctl.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -12,6 +14,10 @@ namespace switchyard {
 namespace {
 
 constexpr uint32_t kMaxWorldSize = 1024;
+
+// How often a device that works on its own is asked whether a step is done. The
+// next step is launched by then, so this delays no device.
+constexpr absl::Duration kPollPeriod = absl::Microseconds(20);
 
 absl::Status CheckRequest(const v1::ConfigureRequest& request) {
   if (request.world_size() < 1 || request.world_size() > kMaxWorldSize) {
@@ -149,56 +155,123 @@ absl::Status WorkerSession::OpenStream() {
   return absl::OkStatus();
 }
 
-void WorkerSession::Execute(v1::StepPlan plan,
-                            absl::AnyInvocable<void(v1::StepResult) &&> done) {
+void WorkerSession::Execute(v1::StepPlan plan, DoneStep done) {
   bool too_many;
   {
     absl::MutexLock lock(&mutex_);
     too_many = ++num_queued_plans_ > kMaxQueuedPlans;
   }
-  Enqueue([this, too_many, plan = std::move(plan),
-           done = std::move(done)](const absl::Status& over) mutable {
-    const absl::Time start = absl::Now();
-    absl::Status refusal = over;
-    if (refusal.ok() && too_many) {
-      refusal = absl::ResourceExhaustedError(absl::StrCat(
-          "more than ", kMaxQueuedPlans, " plans wait for execution"));
-    }
-    absl::StatusOr<v1::StepResult> outcome =
-        refusal.ok() ? RunStep(plan) : refusal;
-    const absl::Status status = outcome.status();
-    v1::StepResult result =
-        outcome.ok() ? *std::move(outcome) : v1::StepResult();
-    result.set_step_id(plan.step_id());
-    result.set_rank(rank_);
-    result.set_code(static_cast<uint32_t>(status.code()));
-    result.set_message(std::string(status.message()));
-    result.set_execute_ms(absl::ToDoubleMilliseconds(absl::Now() - start));
-    {
-      absl::MutexLock lock(&mutex_);
-      --num_queued_plans_;
-      if (status.ok()) {
-        last_step_id_ = plan.step_id();
-        epoch_ = plan.epoch();
-      }
-    }
-    std::move(done)(std::move(result));
-    if (!status.ok()) End(status);
-  });
+  Step step{plan.step_id(), plan.epoch(), absl::Time(), std::move(done)};
+  Enqueue(
+      [this, too_many, plan = std::move(plan),
+       step = std::move(step)](const absl::Status& over) mutable {
+        step.start = absl::Now();
+        if (over.ok() && !too_many) return LaunchStep(plan, std::move(step));
+        FinishStep(std::move(step),
+                   over.ok() ? absl::ResourceExhaustedError(
+                                   absl::StrCat("more than ", kMaxQueuedPlans,
+                                                " plans wait for execution"))
+                             : over);
+      },
+      /*launches=*/true);
 }
 
-absl::StatusOr<v1::StepResult> WorkerSession::RunStep(
-    const v1::StepPlan& plan) {
-  uint64_t expected;
+void WorkerSession::LaunchStep(const v1::StepPlan& plan, Step step) {
+  absl::Status status;
+  if (plan.step_id() != last_launched_ + 1) {
+    status = absl::InvalidArgumentError(
+        absl::StrCat("step_id is ", plan.step_id(), "; the next step is ",
+                     last_launched_ + 1));
+  } else {
+    status = backend_.executor->Launch(plan);
+  }
+  if (status.ok()) {
+    last_launched_ = plan.step_id();
+    steps_.push_back(std::move(step));
+    return;
+  }
+  // The results of the steps before it are still good.
+  while (!steps_.empty()) {
+    CollectSteps();
+    if (!steps_.empty()) absl::SleepFor(kPollPeriod);
+  }
+  FinishStep(std::move(step), status);
+}
+
+void WorkerSession::CollectSteps() {
+  while (!steps_.empty()) {
+    if (const std::optional<absl::Status> over = outcome(); over.has_value()) {
+      absl::Status why;
+      {
+        absl::MutexLock lock(&mutex_);
+        why = OverStatus();
+      }
+      return FailSteps(why);
+    }
+    std::optional<absl::StatusOr<v1::StepResult>> result = CollectOldest();
+    if (!result.has_value()) return;
+    const absl::Status status = result->status();
+    Step step = std::move(steps_.front());
+    steps_.pop_front();
+    FinishStep(std::move(step), *std::move(result));
+    if (!status.ok()) return FailSteps(status);
+  }
+}
+
+std::optional<absl::StatusOr<v1::StepResult>> WorkerSession::CollectOldest() {
+  Collective* collective;
   {
     absl::MutexLock lock(&mutex_);
-    expected = last_step_id_ + 1;
+    collective = collective_.get();
   }
-  if (plan.step_id() != expected) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "step_id is ", plan.step_id(), "; the next step is ", expected));
+  const absl::StatusOr<bool> ready = backend_.executor->Ready();
+  // A collective that failed leaves numbers that mean nothing.
+  if (absl::Status health = collective->health(); !health.ok()) return health;
+  if (!ready.ok()) return ready.status();
+  if (*ready) return backend_.executor->Collect();
+  const Step& step = steps_.front();
+  const absl::Duration waited =
+      absl::Now() - std::max(step.start, last_finished_);
+  if (collective->world_size() == 1 || waited < options_.collective_timeout) {
+    return std::nullopt;
   }
-  return backend_.executor->Execute(plan);
+  return absl::DeadlineExceededError(absl::StrCat(
+      "rank ", rank_, " waited ",
+      absl::FormatDuration(options_.collective_timeout), " for step ",
+      step.step_id, " on its device: a peer is silent, or the device hangs"));
+}
+
+void WorkerSession::FinishStep(Step step,
+                               absl::StatusOr<v1::StepResult> outcome) {
+  const absl::Status status = outcome.status();
+  v1::StepResult result =
+      outcome.ok() ? *std::move(outcome) : v1::StepResult();
+  const absl::Time now = absl::Now();
+  result.set_step_id(step.step_id);
+  result.set_rank(rank_);
+  result.set_code(static_cast<uint32_t>(status.code()));
+  result.set_message(std::string(status.message()));
+  result.set_execute_ms(
+      absl::ToDoubleMilliseconds(now - std::max(step.start, last_finished_)));
+  last_finished_ = now;
+  {
+    absl::MutexLock lock(&mutex_);
+    --num_queued_plans_;
+    if (status.ok()) {
+      last_step_id_ = step.step_id;
+      epoch_ = step.epoch;
+    }
+  }
+  std::move(step.done)(std::move(result));
+  if (!status.ok()) End(status);
+}
+
+void WorkerSession::FailSteps(const absl::Status& why) {
+  while (!steps_.empty()) {
+    Step step = std::move(steps_.front());
+    steps_.pop_front();
+    FinishStep(std::move(step), why);
+  }
 }
 
 void WorkerSession::PreparePlacement(uint64_t epoch,
@@ -208,7 +281,23 @@ void WorkerSession::PreparePlacement(uint64_t epoch,
       [this, epoch, mixer_names = std::move(mixer_names)] {
         return backend_.executor->PreparePlacement(epoch, mixer_names);
       },
-      std::move(done));
+      [this, done = std::move(done)](absl::Status prepared) mutable {
+        if (!prepared.ok()) return std::move(done)(prepared);
+        WarmPlacement(std::move(done));
+      });
+}
+
+void WorkerSession::WarmPlacement(DoneStatus done) {
+  // A piece at a time, behind the plans that have arrived meanwhile.
+  Enqueue(
+      [this, done = std::move(done)](const absl::Status& over) mutable {
+        if (!over.ok()) return std::move(done)(over);
+        const absl::StatusOr<bool> more = backend_.executor->Warm();
+        if (more.ok() && *more) return WarmPlacement(std::move(done));
+        std::move(done)(more.status());
+        if (!more.ok()) End(more.status());
+      },
+      /*launches=*/true);
 }
 
 void WorkerSession::CommitPlacement(uint64_t epoch, DoneStatus done) {
@@ -306,38 +395,59 @@ absl::Status WorkerSession::OverStatus() const {
       outcome_->ok() ? "it was shut down" : std::string(outcome_->message())));
 }
 
-void WorkerSession::Enqueue(Task task) {
+void WorkerSession::Enqueue(
+    absl::AnyInvocable<void(const absl::Status&) &&> run, bool launches) {
   absl::MutexLock lock(&mutex_);
-  tasks_.push_back(std::move(task));
+  tasks_.push_back({std::move(run), launches});
+}
+
+std::optional<WorkerSession::Task> WorkerSession::NextTask(
+    absl::Status* over) {
+  const bool waits_for_device = !steps_.empty();
+  const bool has_room =
+      backend_.executor->num_steps() < StepExecutor::kMaxSteps;
+  absl::MutexLock lock(&mutex_);
+  const auto has_work = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (tasks_.empty()) return stopping_;
+    return has_room || !tasks_.front().launches || outcome_.has_value();
+  };
+  if (!mutex_.AwaitWithTimeout(
+          absl::Condition(&has_work),
+          waits_for_device ? kPollPeriod : options_.contact_timeout)) {
+    const bool waits_for_coordinator =
+        state_ == State::kConfigured || state_ == State::kReady;
+    if (!outcome_.has_value() && waits_for_coordinator &&
+        absl::Now() - last_contact_ >= options_.contact_timeout) {
+      tasks_.push_back({[this](const absl::Status&) {
+                          End(absl::UnavailableError(
+                              "the coordinator went away before it opened its "
+                              "stream"));
+                        },
+                        false});
+    }
+    return std::nullopt;
+  }
+  if (tasks_.empty()) return std::nullopt;  // stopping
+  // What is under way ends first.
+  if (outcome_.has_value() && waits_for_device) return std::nullopt;
+  Task task = std::move(tasks_.front());
+  tasks_.pop_front();
+  if (outcome_.has_value()) *over = OverStatus();
+  return task;
 }
 
 void WorkerSession::RunTasks() {
-  const auto has_work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !tasks_.empty() || stopping_;
-  };
+  // The default slack is more than the poll period.
+  prctl(PR_SET_TIMERSLACK, 1000);
   for (;;) {
-    Task task;
+    CollectSteps();
     absl::Status over;
-    {
-      absl::MutexLock lock(&mutex_);
-      while (!mutex_.AwaitWithTimeout(absl::Condition(&has_work),
-                                      options_.contact_timeout)) {
-        const bool waits_for_coordinator =
-            state_ == State::kConfigured || state_ == State::kReady;
-        if (!outcome_.has_value() && waits_for_coordinator &&
-            absl::Now() - last_contact_ >= options_.contact_timeout) {
-          tasks_.push_back([this](const absl::Status&) {
-            End(absl::UnavailableError(
-                "the coordinator went away before it opened its stream"));
-          });
-        }
-      }
-      if (tasks_.empty()) return;  // stopping
-      task = std::move(tasks_.front());
-      tasks_.pop_front();
-      if (outcome_.has_value()) over = OverStatus();
+    if (std::optional<Task> task = NextTask(&over); task.has_value()) {
+      std::move(task->run)(over);
+      continue;
     }
-    std::move(task)(over);
+    absl::MutexLock lock(&mutex_);
+    if (stopping_ && tasks_.empty() && steps_.empty()) return;
   }
 }
 

@@ -69,8 +69,9 @@ class WorkerSession {
   // Claims the session for the one stream of steps. kFailedPrecondition if the
   // session is not ready or serves another stream.
   absl::Status OpenStream();
-  // Runs a step. A failure is in the result, and ends the session.
-  // REQUIRES: OpenStream succeeded.
+  // Runs a step; `done` is called in the order of the calls. Where the device
+  // works on its own, a step is launched while the one before it runs. A failure
+  // is in the result, and ends the session. REQUIRES: OpenStream succeeded.
   void Execute(v1::StepPlan plan,
                absl::AnyInvocable<void(v1::StepResult) &&> done);
 
@@ -93,15 +94,38 @@ class WorkerSession {
 
  private:
   enum class State { kIdle, kLoading, kConfigured, kReady, kServing };
-  // Runs with OK, or with the reason why the session is over.
-  using Task = absl::AnyInvocable<void(const absl::Status&) &&>;
+  using DoneStep = absl::AnyInvocable<void(v1::StepResult) &&>;
+  struct Task {
+    // Runs with OK, or with the reason why the session is over.
+    absl::AnyInvocable<void(const absl::Status&) &&> run;
+    // It launches work of a step's kind: it waits until the executor has room.
+    bool launches = false;
+  };
+  // A step from its plan's arrival on.
+  struct Step {
+    uint64_t step_id = 0;
+    uint64_t epoch = 0;
+    absl::Time start;  // when nothing kept it from running any more
+    DoneStep done;
+  };
 
-  void Enqueue(Task task);
+  void Enqueue(absl::AnyInvocable<void(const absl::Status&) &&> run,
+               bool launches = false);
   void RunTasks();
+  // Waits for the next task, at most for a moment while steps are under way;
+  // nothing then, or when the session stops.
+  std::optional<Task> NextTask(absl::Status* over);
+  void LaunchStep(const v1::StepPlan& plan, Step step);
+  // Delivers the steps that are done, or that failed.
+  void CollectSteps();
+  // Nothing while the oldest step is still under way.
+  std::optional<absl::StatusOr<v1::StepResult>> CollectOldest();
+  void FinishStep(Step step, absl::StatusOr<v1::StepResult> outcome);
+  void FailSteps(const absl::Status& why);
+  void WarmPlacement(DoneStatus done);
   absl::StatusOr<v1::ConfigureResponse> Load(
       const v1::ConfigureRequest& request);
   absl::Status Connect(const v1::ConfigureRequest& request);
-  absl::StatusOr<v1::StepResult> RunStep(const v1::StepPlan& plan);
   // Queues a call of the executor that is allowed once there is a cache.
   void Control(absl::AnyInvocable<absl::Status() &&> call, DoneStatus done);
   // kFailedPrecondition unless the session is live and in state `expected`.
@@ -130,6 +154,9 @@ class WorkerSession {
   // The executor's thread only. The executor goes before its collective.
   WorkerBackend backend_;
   uint32_t rank_ = 0;
+  std::deque<Step> steps_;  // launched, oldest first
+  uint64_t last_launched_ = 0;
+  absl::Time last_finished_ = absl::InfinitePast();
   std::thread thread_;
 };
 

@@ -4,6 +4,7 @@
 #define SWITCHYARD_TESTS_WORKER_FAKE_STEP_EXECUTOR_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <set>
@@ -27,6 +28,8 @@ struct FakeRank {
   // Called on the executor's thread before the work; may block or fail.
   std::function<absl::Status(LoadProgress&)> on_load;
   std::function<absl::Status(const v1::StepPlan&)> on_step;
+  // Whether the oldest of so many launched steps is done; null: at once.
+  std::function<bool(int num_steps)> is_ready;
 
   absl::Mutex mutex;
   std::vector<uint64_t> steps ABSL_GUARDED_BY(mutex);
@@ -67,7 +70,22 @@ class FakeStepExecutor final : public StepExecutor {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<v1::StepResult> Execute(const v1::StepPlan& plan) override {
+  absl::Status Launch(const v1::StepPlan& plan) override {
+    absl::StatusOr<v1::StepResult> result = Run(plan);
+    if (result.ok()) results_.push_back(*std::move(result));
+    return result.status();
+  }
+  int num_steps() const override { return static_cast<int>(results_.size()); }
+  absl::StatusOr<bool> Ready() override {
+    return rank_.is_ready == nullptr || rank_.is_ready(num_steps());
+  }
+  absl::StatusOr<v1::StepResult> Collect() override {
+    v1::StepResult result = std::move(results_.front());
+    results_.pop_front();
+    return result;
+  }
+
+  absl::StatusOr<v1::StepResult> Run(const v1::StepPlan& plan) {
     if (rank_.on_step != nullptr) {
       absl::Status status = rank_.on_step(plan);
       if (!status.ok()) return status;
@@ -98,10 +116,13 @@ class FakeStepExecutor final : public StepExecutor {
             absl::StrCat("there is no mixer \"", name, "\""));
       }
     }
+    num_to_warm_ = 3;
     absl::MutexLock lock(&rank_.mutex);
     rank_.prepared_epoch = epoch;
     return absl::OkStatus();
   }
+
+  absl::StatusOr<bool> Warm() override { return num_to_warm_-- > 1; }
 
   absl::Status CommitPlacement(uint64_t epoch) override {
     absl::MutexLock lock(&rank_.mutex);
@@ -123,6 +144,8 @@ class FakeStepExecutor final : public StepExecutor {
  private:
   FakeRank& rank_;
   Collective* collective_ = nullptr;
+  std::deque<v1::StepResult> results_;  // launched
+  int num_to_warm_ = 0;
 };
 
 inline WorkerBackend FakeBackend(FakeRank& rank) {
