@@ -201,6 +201,8 @@ absl::Status RunWorldSize(const ServingOptions& options, int world_size,
                                       "--admin-port",
                                       "0",
                                       "--metrics-port",
+                                      "0",
+                                      "--health-port",
                                       "0"};
   command.insert(command.end(), options.serve_flags.begin(),
                  options.serve_flags.end());

@@ -14,6 +14,8 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
              "of the operator's API; 0 picks a free one");
   flags->Int("metrics-port", &options->metrics_port, 0, 65535,
              "of Prometheus metrics, at /metrics; 0 picks a free one");
+  flags->Int("health-port", &options->health_port, 0, 65535,
+             "of grpc.health.v1 in plaintext, for probes; 0 picks a free one");
 
   flags->Section("Placements");
   flags->String("placement", &options->placement, "PRESET|a,b,...",
@@ -56,6 +58,8 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
                   "for one step; a rank that takes longer is lost");
   flags->Duration("drain-timeout", &options->drain_timeout,
                   "for running streams to end after SIGTERM");
+  flags->Duration("liveness-timeout", &options->liveness_timeout,
+                  "for one step, as health checks see it");
 }
 
 }  // namespace switchyard

@@ -15,12 +15,14 @@
 #include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "coordinator/engine_telemetry.h"
+#include "coordinator/liveness.h"
 #include "coordinator/log.h"
 #include "coordinator/metrics.h"
 #include "coordinator/metrics_server.h"
 #include "coordinator/termination_signals.h"
 #include "coordinator/worker_group.h"
 #include "kernels/status.h"
+#include "rpc/health_server.h"
 
 namespace switchyard {
 namespace {
@@ -125,8 +127,9 @@ class Events {
         },
         this));
   }
-  // Until the last stream has ended, a second signal comes or patience ends.
-  void WaitUntilIdle(absl::Duration patience) ABSL_LOCKS_EXCLUDED(mutex_) {
+  // Until the last stream has ended, a second signal comes or patience ends;
+  // true in the first case.
+  bool WaitUntilIdle(absl::Duration patience) ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
     mutex_.AwaitWithTimeout(absl::Condition(
                                 +[](Events* e) ABSL_NO_THREAD_SAFETY_ANALYSIS {
@@ -134,10 +137,7 @@ class Events {
                                 },
                                 this),
                             patience);
-  }
-  bool is_impatient() const ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
-    return num_signals_ > 1;
+    return idle_;
   }
 
  private:
@@ -154,6 +154,16 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
                           const std::vector<std::string>& workers) {
   Events events;
   TerminationSignals signals([&events](int count) { events.Signal(count); });
+  SY_ASSIGN_OR_RETURN(
+      const std::unique_ptr<HealthServer> health,
+      HealthServer::Start(options.server.host, options.health_port,
+                          {kGenerationServiceName, kAdminServiceName}));
+  const auto set_ready = [&health](bool ready) {
+    health->Set(kGenerationServiceName, ready);
+    health->Set(kAdminServiceName, ready);
+  };
+  std::printf("health on %s\n", health->address().c_str());
+  std::fflush(stdout);
 
   SY_ASSIGN_OR_RETURN(
       const std::unique_ptr<WorkerGroup> group,
@@ -189,21 +199,34 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
   metrics_port.port = options.metrics_port;
   SY_ASSIGN_OR_RETURN(const std::unique_ptr<MetricsServer> metrics_server,
                       MetricsServer::Start(metrics_port, &metrics));
+  LivenessMonitor liveness(
+      options.liveness_timeout, [&engine] { return engine.overdue(); },
+      [&health, &server, &options](bool alive) {
+        Log(alive
+                ? "the step loop goes on"
+                : absl::StrCat("no step has ended within ",
+                               absl::FormatDuration(options.liveness_timeout)));
+        health->Set("", alive);
+        server->SetAlive(alive);
+      });
   events.Serving();
+  set_ready(true);
   std::printf("serving on %s\nadmin on %s\nmetrics on %s\n",
               server->address().c_str(), server->admin_address().c_str(),
               metrics_server->address().c_str());
   std::fflush(stdout);
 
   events.WaitForSignalOrLoss();
+  set_ready(false);
   server->AnnounceDraining();
+  bool idle = true;
   if (!events.is_lost()) {
     engine.Drain([&events] { events.Idle(); });
-    events.WaitUntilIdle(options.drain_timeout);
+    idle = events.WaitUntilIdle(options.drain_timeout);
   }
   const bool lost = events.is_lost();
-  // Now, even if a step hangs.
-  if (!lost && events.is_impatient()) group->Shutdown();
+  // Ends what still runs now, even if a step hangs.
+  if (!lost && !idle) group->Shutdown();
   engine.Stop();
   server->Shutdown(kFarewell);
   group->Shutdown();

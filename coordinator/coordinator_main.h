@@ -28,6 +28,7 @@ struct CoordinatorOptions {
   std::optional<uint32_t> max_context_tokens;  // default: the model's
 
   ServerOptions server;
+  int health_port = 8002;  // 0: any free one
   EngineOptions engine;
 
   int32_t block_size = kDefaultBlockSize;
@@ -40,6 +41,8 @@ struct CoordinatorOptions {
   absl::Duration connect_timeout = absl::Seconds(30);
   absl::Duration step_timeout = absl::Seconds(60);
   absl::Duration drain_timeout = absl::Seconds(30);
+  // A step that takes longer is no progress for health checks.
+  absl::Duration liveness_timeout = absl::Seconds(60);
 };
 
 // What a coordinator reads from disk.
@@ -58,10 +61,12 @@ absl::StatusOr<std::unique_ptr<CoordinatorModel>> LoadCoordinatorModel(
 // or until the group is lost, and returns the exit code: 0 after a clean stop;
 // 1, with one line on stderr, otherwise.
 //
-// When ready it prints `serving on HOST:PORT`, `admin on HOST:PORT` and
-// `metrics on HOST:PORT` on stdout. The first signal refuses new requests and lets running streams end,
-// for at most drain_timeout; a second one ends them at once. REQUIRES: called
-// from the main thread, before other threads start.
+// It prints `health on HOST:PORT` on stdout before the workers load, and
+// `serving on HOST:PORT`, `admin on HOST:PORT` and `metrics on HOST:PORT` when
+// it is ready. The first signal takes readiness back, refuses new requests and
+// lets running streams end; after drain_timeout, or at a second signal, the
+// rest ends with UNAVAILABLE. REQUIRES: called from the main thread, before
+// other threads start.
 int RunCoordinator(const CoordinatorOptions& options, CoordinatorModel* model,
                    const std::vector<std::string>& workers);
 

@@ -79,6 +79,8 @@ class Engine {
 
   absl::StatusOr<v1::Load> load();
   const GroupFacts& group() const { return runner_->facts(); }
+  // How long the loop has not come round though it has work; zero while idle.
+  absl::Duration overdue() const { return loop_.heartbeat().overdue(); }
 
   // ---- The end.
 

@@ -23,8 +23,9 @@ EngineLoop::EngineLoop(const EngineOptions& options, const ServedModel* model,
 
 void EngineLoop::Run() {
   while (!stopped_) {
+    heartbeat_.Beat();
     if (!lost_.ok()) {
-      inbox_->Wait();
+      WaitAtRest();
       RunTasks();
     } else if (options_.async_scheduling) {
       StepOverlapped();
@@ -77,7 +78,13 @@ void EngineLoop::WaitForTasks() {
     if (!integrity.ok()) return Lose(integrity);
   }
   ReportState();
+  WaitAtRest();
+}
+
+void EngineLoop::WaitAtRest() {
+  heartbeat_.Rest();
   inbox_->Wait();
+  heartbeat_.Beat();
 }
 
 bool EngineLoop::SubmitStep() {

@@ -24,6 +24,7 @@
 #include "absl/time/time.h"
 #include "coordinator/engine_inbox.h"
 #include "coordinator/engine_observer.h"
+#include "coordinator/heartbeat.h"
 #include "coordinator/live_requests.h"
 #include "coordinator/placements.h"
 #include "coordinator/request.h"
@@ -93,12 +94,15 @@ class EngineLoop {
   // Refuses new requests and those not admitted yet, with UNAVAILABLE; calls
   // `on_idle` when the last stream has ended.
   void Drain(std::function<void()> on_idle);
-  // Ends every stream with FINISH_REASON_CANCELLED, and Run.
+  // Ends every stream with UNAVAILABLE, and Run.
   void Stop();
   // Ends every stream with `why`, and refuses new ones with it.
   void Lose(const absl::Status& why);
 
   v1::Load load() const;
+
+  // For any thread.
+  const Heartbeat& heartbeat() const { return heartbeat_; }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -121,6 +125,7 @@ class EngineLoop {
   // Until nothing is in flight or undelivered.
   void Settle();
   void WaitForTasks();
+  void WaitAtRest();
   void CheckDrained();
 
   absl::Status Enqueue(LiveRequest* live, EngineRequest request);
@@ -152,6 +157,7 @@ class EngineLoop {
   std::function<void()> on_idle_;
   std::function<void()> on_drained_;
 
+  Heartbeat heartbeat_;
   uint64_t num_steps_ = 0;
   bool busy_ = false;  // steps run, or have just run
   Clock::time_point busy_since_;

@@ -181,13 +181,7 @@ void EngineLoop::Stop() {
   stopped_ = true;
   if (!lost_.ok()) return;
   Deliver(&undelivered_);
-  for (LiveRequest* live : requests_.All()) {
-    if (live->admitted) {
-      EndCancelled(live);
-    } else {
-      Refuse(live, ShuttingDown());
-    }
-  }
+  for (LiveRequest* live : requests_.All()) Refuse(live, ShuttingDown());
   CheckDrained();
 }
 

@@ -11,22 +11,13 @@
 #include "coordinator/admin_service.h"
 #include "coordinator/generation_service.h"
 #include "kernels/status.h"
+#include "rpc/host_port.h"
 
 namespace switchyard {
 namespace {
 
 // Room for a prompt of a million tokens.
 constexpr int kMaxRequestBytes = 32 << 20;
-
-constexpr char kGenerationServiceName[] = "switchyard.v1.GenerationService";
-constexpr char kAdminServiceName[] = "switchyard.v1.AdminService";
-
-// A literal IPv6 address needs brackets before a port.
-std::string Address(const std::string& host, int port) {
-  const bool is_ipv6 = host.find(':') != std::string::npos && host[0] != '[';
-  return is_ipv6 ? absl::StrCat("[", host, "]:", port)
-                 : absl::StrCat(host, ":", port);
-}
 
 struct Listener {
   std::unique_ptr<grpc::Server> server;
@@ -42,7 +33,7 @@ absl::StatusOr<Listener> Listen(const std::string& host, int port,
   builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
   builder.RegisterService(service);
   int bound_port = 0;
-  const std::string wanted = Address(host, port);
+  const std::string wanted = JoinHostPort(host, port);
   builder.AddListeningPort(wanted, grpc::InsecureServerCredentials(),
                            &bound_port);
   Listener listener;
@@ -53,7 +44,7 @@ absl::StatusOr<Listener> Listen(const std::string& host, int port,
                      ": the port is taken, or the address is not this "
                      "machine's"));
   }
-  listener.address = Address(host, bound_port);
+  listener.address = JoinHostPort(host, bound_port);
   listener.server->GetHealthCheckService()->SetServingStatus(service_name,
                                                              true);
   return listener;
@@ -96,6 +87,15 @@ std::string Server::admin_address() const { return impl_->admin_port.address; }
 void Server::AnnounceDraining() {
   impl_->client_port.server->GetHealthCheckService()->SetServingStatus(
       kGenerationServiceName, false);
+  impl_->admin_port.server->GetHealthCheckService()->SetServingStatus(
+      kAdminServiceName, false);
+}
+
+void Server::SetAlive(bool alive) {
+  impl_->client_port.server->GetHealthCheckService()->SetServingStatus("",
+                                                                       alive);
+  impl_->admin_port.server->GetHealthCheckService()->SetServingStatus("",
+                                                                      alive);
 }
 
 void Server::Shutdown(absl::Duration patience) {

@@ -18,8 +18,13 @@ struct ServerOptions {
   int admin_port = 8001;
 };
 
-// Client port: GenerationService, grpc.health.v1.Health (`""` is alive while
-// the process serves; the service's name is SERVING while it accepts requests)
+// The names that health checks ask for.
+inline constexpr char kGenerationServiceName[] =
+    "switchyard.v1.GenerationService";
+inline constexpr char kAdminServiceName[] = "switchyard.v1.AdminService";
+
+// Client port: GenerationService, grpc.health.v1.Health (`""` is SERVING while
+// the step loop makes progress, the service's name while requests are accepted)
 // and reflection. Admin port: AdminService, health and reflection.
 class Server {
  public:
@@ -35,6 +40,8 @@ class Server {
   // From here on the services are NOT_SERVING for health checks, and nothing
   // else changes.
   void AnnounceDraining();
+  // What health checks hear of `""`; true at first.
+  void SetAlive(bool alive);
 
   // Stops listening, and cuts calls that have not ended within `patience`.
   // REQUIRES: the engine ends its streams meanwhile, or has.

@@ -510,7 +510,7 @@ TEST_P(EngineTest, DrainingLetsRunningStreamsEndAndRefusesTheRest) {
   EXPECT_EQ(late.error().code(), absl::StatusCode::kUnavailable);
 }
 
-TEST_P(EngineTest, StoppingEndsRunningStreamsAsCancelled) {
+TEST_P(EngineTest, StoppingEndsEveryStreamAsUnavailable) {
   options_.scheduler.max_num_seqs = 1;
   Start();
   group_->Hold();
@@ -520,7 +520,7 @@ TEST_P(EngineTest, StoppingEndsRunningStreamsAsCancelled) {
   ASSERT_TRUE(group_->Allow(2));
   group_->Release();
   engine_->Stop();
-  EXPECT_EQ(running.complete().finish_reason(), v1::FINISH_REASON_CANCELLED);
+  EXPECT_EQ(running.error().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(waiting.error().code(), absl::StatusCode::kUnavailable);
   Submit(Request({3}, 10), &late);
   EXPECT_EQ(late.error().code(), absl::StatusCode::kUnavailable);

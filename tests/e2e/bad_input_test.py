@@ -133,7 +133,8 @@ class BadStartTest(unittest.TestCase):
             self.assertTrue(any(word in line for line in errors), f"{word!r} is not in {done.stderr}")
 
     def serve(self, model, *more):
-        return ("--model", model, "--device", "cpu", "--port", "0", "--admin-port", "0", "--metrics-port", "0", *more)
+        return ("--model", model, "--device", "cpu", "--port", "0", "--admin-port", "0", "--metrics-port", "0",
+                "--health-port", "0", *more)
 
     def edit_config(self, model, edit):
         path = os.path.join(model, "config.json")
@@ -183,8 +184,7 @@ class BadStartTest(unittest.TestCase):
             unused.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{unused.getsockname()[1]}"
             self.fails([address], "--model", TINY, "--workers", address, "--port", "0", "--admin-port", "0",
-                       "--metrics-port", "0",
-                       "--connect-timeout", "2s", command="coordinator")
+                       "--metrics-port", "0", "--health-port", "0", "--connect-timeout", "2s", command="coordinator")
 
     def test_unknown_placement_at_start(self):
         self.fails(["quick"], *self.serve(TINY, "--placement", "quick"))
@@ -198,7 +198,7 @@ class BadStartTest(unittest.TestCase):
     def test_cuda_where_there_is_none(self):
         if os.path.exists("/dev/nvidia0"):
             return
-        self.fails(["cuda"], "--model", TINY, "--device", "cuda", "--port", "0", "--admin-port", "0", "--metrics-port", "0")
+        self.fails(["cuda"], *self.serve(TINY, "--device", "cuda"))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import threading
 import time
 
 import grpc
+import health_pb2
 from switchyard.v1 import admin_pb2 as admin
 from switchyard.v1 import admin_pb2_grpc
 from switchyard.v1 import generation_pb2 as generation
@@ -24,11 +25,11 @@ MIXERS = ["attention", "sliding_window", "gdn", "kda"]
 class Server:
     """A running `switchyard serve`; use as a context manager. Ends only what it started."""
 
-    def __init__(self, *flags, model=TINY, world_size=1, ready_seconds=120):
+    def __init__(self, *flags, model=TINY, world_size=1, ready_seconds=120, wait=True, credentials=None, token=None):
+        """wait=False returns before the model is loaded; credentials and token are the client's, see connect()."""
         self.command = [BINARY, "serve", "--model", model, "--tensor-parallel-size", str(world_size),
                         "--device", "cpu", "--threads", "1", "--cache-bytes", "256MiB", "--port", "0", "--admin-port", "0",
-                        "--metrics-port", "0",
-                        *flags]
+                        "--metrics-port", "0", "--health-port", "0", *flags]
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.stderr_lines = []
         self._lines = queue.Queue()
@@ -36,13 +37,42 @@ class Server:
                          threading.Thread(target=self._read_stderr, daemon=True)]
         for reader in self._readers:
             reader.start()
-        self.target = self._address("serving on", ready_seconds)
-        self.admin_target = self._address("admin on", ready_seconds)
-        self.metrics_target = self._address("metrics on", ready_seconds)
-        self._channel = grpc.insecure_channel(self.target)
-        self._admin_channel = grpc.insecure_channel(self.admin_target)
-        self.generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
-        self.admin = admin_pb2_grpc.AdminServiceStub(self._admin_channel)
+        self._channels = []
+        self._credentials, self._token = credentials, token
+        self.health_target = self._address("health on", ready_seconds)
+        if wait:
+            self.wait_until_ready(ready_seconds)
+
+    def wait_until_ready(self, seconds=120):
+        self.target = self._address("serving on", seconds)
+        self.admin_target = self._address("admin on", seconds)
+        self.metrics_target = self._address("metrics on", seconds)
+        self.generation = generation_pb2_grpc.GenerationServiceStub(
+            self.connect(self.target, self._credentials, self._token))
+        self.admin = admin_pb2_grpc.AdminServiceStub(self.connect(self.admin_target, self._credentials, self._token))
+
+    def connect(self, target, credentials=None, token=None, options=()):
+        """A channel that lives until stop(): TLS with `credentials`, and a bearer `token` with every call."""
+        channel = (grpc.secure_channel(target, credentials, options) if credentials else
+                   grpc.insecure_channel(target, options))
+        self._channels.append(channel)
+        return grpc.intercept_channel(channel, _Bearer(token)) if token else channel
+
+    def health(self, service, target=None, credentials=None, timeout=10):
+        """What grpc.health.v1 says of a service, by name of the answer; on the health port unless told."""
+        call = self.connect(target or self.health_target, credentials).unary_unary(
+            "/grpc.health.v1.Health/Check", request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString)
+        answer = call(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+    def watch_health(self, service, target=None, timeout=120):
+        """The answers of grpc.health.v1's Watch, by name, as they come."""
+        call = self.connect(target or self.health_target).unary_stream(
+            "/grpc.health.v1.Health/Watch", request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString)
+        for answer in call(health_pb2.HealthCheckRequest(service=service), timeout=timeout):
+            yield health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
     def _read_stdout(self):
         for line in self.process.stdout:
@@ -83,8 +113,8 @@ class Server:
             raise
         for reader in self._readers:
             reader.join(10)
-        self._channel.close()
-        self._admin_channel.close()
+        for channel in self._channels:
+            channel.close()
         return self.process.returncode
 
     def worker_pids(self):
@@ -116,6 +146,18 @@ class Server:
         for event in self.generation.Generate(request(prompt, **fields), timeout=timeout):
             completion.add(event)
         return completion
+
+
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Sends a token with every call, over plaintext too, where grpc's own call credentials refuse to."""
+
+    def __init__(self, token):
+        self._header = ("authorization", f"Bearer {token}")
+
+    def _intercept(self, go_on, details, message):
+        return go_on(details._replace(metadata=[*(details.metadata or ()), self._header]), message)
+
+    intercept_unary_unary = intercept_unary_stream = _intercept
 
 
 class Completion:
