@@ -24,8 +24,8 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
   flags->String(
       "presets", &options->presets_file, "FILE",
       "named placements: {\"presets\": {\"fast\": \"gdn\", \"mixed\": "
-      "[\"attention\", \"gdn\", ...]}}; all-NAME is there from the "
-      "start for every mixer that all layers have");
+      "[\"attention\", \"gdn\", ...]}}, read again when it changes; all-NAME "
+      "is there from the start for every mixer that all layers have");
 
   flags->Section("Batching");
   flags->Int("max-num-seqs", &options->engine.scheduler.max_num_seqs, 1,

@@ -19,6 +19,7 @@
 #include "coordinator/log.h"
 #include "coordinator/metrics.h"
 #include "coordinator/metrics_server.h"
+#include "coordinator/presets_watcher.h"
 #include "coordinator/termination_signals.h"
 #include "coordinator/worker_group.h"
 #include "kernels/status.h"
@@ -29,6 +30,9 @@ namespace {
 
 // How long streams that have ended may take to reach their clients.
 constexpr absl::Duration kFarewell = absl::Seconds(2);
+
+// How often the presets file is read.
+constexpr absl::Duration kPresetsInterval = absl::Seconds(1);
 
 std::string BaseName(absl::string_view path) {
   while (absl::ConsumeSuffix(&path, "/")) {
@@ -209,6 +213,10 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
         health->Set("", alive);
         server->SetAlive(alive);
       });
+  PresetsWatcher presets(
+      options.presets_file, &model->served.config,
+      [&engine](Presets now) { return engine.ReplaceFilePresets(now); }, Log);
+  if (!options.presets_file.empty()) presets.Start(kPresetsInterval);
   events.Serving();
   set_ready(true);
   std::printf("serving on %s\nadmin on %s\nmetrics on %s\n",

@@ -105,6 +105,16 @@ absl::StatusOr<uint64_t> Engine::DeletePreset(absl::string_view name) {
   return epoch;
 }
 
+absl::StatusOr<PlacementTable::FileChange> Engine::ReplaceFilePresets(
+    Presets presets) {
+  absl::MutexLock one_at_a_time(&change_mutex_);
+  absl::StatusOr<PlacementTable::FileChange> change;
+  SY_RETURN_IF_ERROR(Change([&](EngineLoop& loop) {
+    change = loop.mutable_placements()->ReplaceFilePresets(std::move(presets));
+  }));
+  return change;
+}
+
 absl::StatusOr<PlacementSwitch> Engine::SetDefaultPlacement(
     const v1::Placement& placement, v1::InFlight in_flight,
     const std::function<bool()>& cancelled) {

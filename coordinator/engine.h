@@ -74,6 +74,9 @@ class Engine {
       ABSL_LOCKS_EXCLUDED(change_mutex_);
   absl::StatusOr<uint64_t> DeletePreset(absl::string_view name)
       ABSL_LOCKS_EXCLUDED(change_mutex_);
+  // As PlacementTable::ReplaceFilePresets.
+  absl::StatusOr<PlacementTable::FileChange> ReplaceFilePresets(
+      Presets presets) ABSL_LOCKS_EXCLUDED(change_mutex_);
 
   // ---- State.
 

@@ -118,7 +118,7 @@ Presets UniformPresets(const ModelConfig& config) {
 }
 
 PlacementTable::PlacementTable(const ModelConfig* config, Presets presets)
-    : config_(config), presets_(std::move(presets)) {
+    : config_(config), presets_(presets), file_presets_(std::move(presets)) {
   // Keeps what is there: the operator's own names win.
   presets_.merge(UniformPresets(*config));
   default_.placement = Placement::Main(*config);
@@ -195,12 +195,14 @@ absl::StatusOr<uint64_t> PlacementTable::Define(absl::string_view name,
     default_.preset.clear();
   }
   presets_.insert_or_assign(std::string(name), std::move(placement));
+  defined_.insert(std::string(name));
   return ++epoch_;
 }
 
 absl::StatusOr<uint64_t> PlacementTable::Delete(absl::string_view name) {
   SY_RETURN_IF_ERROR(ResolvePreset(name).status());
   presets_.erase(std::string(name));
+  defined_.erase(std::string(name));
   if (default_.preset == name) default_.preset.clear();
   return ++epoch_;
 }
@@ -211,6 +213,55 @@ std::string PlacementTable::NameOf(const Resolved& placement) const {
     if (preset == placement.placement) return name;
   }
   return placement.placement == Placement::Main(*config_) ? "main" : "custom";
+}
+
+absl::StatusOr<PlacementTable::FileChange> PlacementTable::ReplaceFilePresets(
+    Presets presets) {
+  FileChange change;
+  Presets next = presets_;
+  const Presets uniform = UniformPresets(*config_);
+  for (const auto& [name, before] : file_presets_) {
+    if (presets.count(name) > 0 || defined_.count(name) > 0) continue;
+    const auto fallback = uniform.find(name);
+    if (fallback != uniform.end()) {
+      if (next.insert_or_assign(name, fallback->second).first->second !=
+          before) {
+        change.changed.push_back(name);
+      }
+    } else if (next.erase(name) > 0) {
+      change.removed.push_back(name);
+    }
+  }
+  for (const auto& [name, placement] : presets) {
+    const auto present = next.find(name);
+    if (present == next.end()) {
+      next.emplace(name, placement);
+      change.added.push_back(name);
+    } else if (present->second != placement) {
+      if (defined_.count(name) > 0) {
+        change.overridden.push_back(name);
+      } else {
+        present->second = placement;
+        change.changed.push_back(name);
+      }
+    }
+  }
+  if (!default_.preset.empty()) {
+    const auto named = next.find(default_.preset);
+    if (named == next.end()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "preset \"", default_.preset,
+          "\" is gone, and the default placement was set from it; set another "
+          "default first, or keep the preset"));
+    }
+    if (named->second != default_.placement) {
+      change.former_default = std::exchange(default_.preset, "");
+    }
+  }
+  presets_ = std::move(next);
+  file_presets_ = std::move(presets);
+  if (change.any()) ++epoch_;
+  return change;
 }
 
 v1::MixerList PlacementTable::ToProto(const Placement& placement) const {

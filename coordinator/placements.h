@@ -8,12 +8,17 @@
 //
 // Every mixer name that all layers offer is a preset from the start, named
 // all-NAME ("all-gdn"), unless the presets file defines that name itself.
+//
+// A preset means what it was last defined as by Define, else by the presets
+// file, else by its name all-NAME.
 #ifndef SWITCHYARD_COORDINATOR_PLACEMENTS_H_
 #define SWITCHYARD_COORDINATOR_PLACEMENTS_H_
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -68,6 +73,22 @@ class PlacementTable {
   // commas, one per layer. Errors as Resolve.
   absl::StatusOr<Resolved> ResolveText(absl::string_view text) const;
 
+  // What a new presets file changed, by name.
+  struct FileChange {
+    std::vector<std::string> added;
+    std::vector<std::string> changed;
+    std::vector<std::string> removed;
+    // The file says something else than Define did, which stands.
+    std::vector<std::string> overridden;
+    // The preset that the default was set from means something else now; the
+    // default stays what it is and has no name any more. Empty: not so.
+    std::string former_default;
+
+    bool any() const {
+      return !added.empty() || !changed.empty() || !removed.empty();
+    }
+  };
+
   // The new epoch, each.
   uint64_t SetDefault(Resolved placement);
   // Adds or replaces. Errors as ValidatePresetName.
@@ -75,6 +96,10 @@ class PlacementTable {
   // NotFound if there is none. The default stays what it is, even if it came
   // from this preset; it then has no name any more.
   absl::StatusOr<uint64_t> Delete(absl::string_view name);
+  // Takes what the presets file says now in place of what it said before. One
+  // change of the epoch, or none if nothing changes. FailedPrecondition,
+  // changing nothing: the preset that the default was set from is gone.
+  absl::StatusOr<FileChange> ReplaceFilePresets(Presets presets);
 
   uint64_t epoch() const { return epoch_; }
   const Placement& default_placement() const { return default_.placement; }
@@ -94,6 +119,8 @@ class PlacementTable {
 
   const ModelConfig* config_;
   Presets presets_;
+  Presets file_presets_;           // what the presets file says
+  std::set<std::string> defined_;  // names whose meaning is Define's
   Resolved default_;
   uint64_t epoch_ = 1;
 };

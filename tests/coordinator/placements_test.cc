@@ -194,5 +194,69 @@ TEST_F(PlacementsTest, ToProtoNamesEveryLayer) {
             (std::vector<std::string>{"attention", "mamba", "window"}));
 }
 
+TEST_F(PlacementsTest, ANewFileReplacesWhatTheFileSaid) {
+  PlacementTable table = MakeTable(
+      {{"a", Of({2, 2, 2})}, {"b", Of({3, 3, 3})}, {"all-kda", Of({2, 3, 3})}});
+  const Presets before = table.presets();
+  const auto change =
+      table.ReplaceFilePresets({{"a", Of({2, 2, 3})}, {"c", Of({0, 0, 0})}});
+  ASSERT_TRUE(change.ok()) << change.status();
+  EXPECT_THAT(change->added, testing::ElementsAre("c"));
+  // Without the file's own, all-kda is what it says.
+  EXPECT_THAT(change->changed, testing::UnorderedElementsAre("a", "all-kda"));
+  EXPECT_THAT(change->removed, testing::ElementsAre("b"));
+  EXPECT_EQ(table.epoch(), 2u);
+  Presets after = before;
+  after.erase("b");
+  after.at("a") = Of({2, 2, 3});
+  after.at("all-kda") = Of({3, 3, 3});
+  after.emplace("c", Of({0, 0, 0}));
+  EXPECT_EQ(table.presets(), after);
+
+  EXPECT_FALSE(
+      table.ReplaceFilePresets({{"a", Of({2, 2, 3})}, {"c", Of({0, 0, 0})}})
+          ->any());
+  EXPECT_EQ(table.epoch(), 2u) << "nothing changed";
+}
+
+TEST_F(PlacementsTest, DefinedPresetsOutliveTheFile) {
+  PlacementTable table = MakeTable({{"a", Of({2, 2, 2})}});
+  ASSERT_TRUE(table.Define("mine", Of({0, 1, 2})).ok());
+  ASSERT_TRUE(table.Define("a", Of({4, 4, 4})).ok());
+  auto change = table.ReplaceFilePresets({{"mine", Of({3, 3, 3})}});
+  ASSERT_TRUE(change.ok()) << change.status();
+  EXPECT_FALSE(change->any());
+  EXPECT_THAT(change->overridden, testing::ElementsAre("mine"));
+  EXPECT_EQ(table.presets().at("mine"), Of({0, 1, 2}));
+  EXPECT_EQ(table.presets().at("a"), Of({4, 4, 4}));
+
+  // Deleted, the name is the file's again when the file is read next.
+  ASSERT_TRUE(table.Delete("mine").ok());
+  change = table.ReplaceFilePresets({{"mine", Of({3, 3, 3})}});
+  EXPECT_THAT(change->added, testing::ElementsAre("mine"));
+  EXPECT_EQ(table.presets().at("mine"), Of({3, 3, 3}));
+}
+
+TEST_F(PlacementsTest, TheDefaultsPresetDoesNotVanish) {
+  PlacementTable table =
+      MakeTable({{"prod", Of({2, 2, 2})}, {"other", Of({0, 0, 0})}}, "prod");
+  const Presets before = table.presets();
+  const auto refused =
+      table.ReplaceFilePresets({{"new", Of({0, 0, 1})}}).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("\"prod\""));
+  EXPECT_EQ(table.presets(), before);
+  EXPECT_EQ(table.epoch(), 1u);
+
+  // Another meaning of the name does not move the default.
+  const auto change = table.ReplaceFilePresets({{"prod", Of({3, 3, 3})}});
+  ASSERT_TRUE(change.ok()) << change.status();
+  EXPECT_EQ(change->former_default, "prod");
+  EXPECT_EQ(table.default_placement(), Of({2, 2, 2}));
+  EXPECT_EQ(table.default_preset(), "");
+  // Now nothing hangs on it.
+  EXPECT_TRUE(table.ReplaceFilePresets({}).ok());
+}
+
 }  // namespace
 }  // namespace switchyard
