@@ -134,6 +134,8 @@ class GrpcRankClient final : public RankClient {
     arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
     arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
     arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500);
+    // Its name may not be there yet, or get a new address (default: 30 s).
+    arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 1000);
     // A machine that is gone closes no connection; unanswered pings do.
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10000);
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
@@ -166,6 +168,16 @@ class GrpcRankClient final : public RankClient {
 
   bool WaitUntilConnected(absl::Time deadline) override {
     return channel_->WaitForConnected(absl::ToChronoTime(deadline));
+  }
+
+  bool WaitUntilDisconnected(absl::Time deadline) override {
+    while (channel_->GetState(/*try_to_connect=*/false) == GRPC_CHANNEL_READY) {
+      if (!channel_->WaitForStateChange(GRPC_CHANNEL_READY,
+                                        absl::ToChronoTime(deadline))) {
+        return false;
+      }
+    }
+    return true;
   }
 
   void Configure(const v1::ConfigureRequest& request,

@@ -28,6 +28,8 @@ class RankClient {
 
   // Waits for a connection. False if there is none by the deadline.
   virtual bool WaitUntilConnected(absl::Time deadline) = 0;
+  // Until the connection ends: the worker's process has, or cannot be reached.
+  virtual bool WaitUntilDisconnected(absl::Time deadline) = 0;
 
   // Without a deadline: loading takes as long as it takes.
   virtual void Configure(

@@ -5,12 +5,18 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 
 namespace switchyard {
 namespace {
 
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(200);
 constexpr absl::Duration kProgressTimeout = absl::Seconds(2);
+
+// Of a process that is busy or about to end.
+bool IsPassing(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+}
 
 }  // namespace
 
@@ -32,12 +38,46 @@ absl::Status RankSet::Annotate(size_t rank, const absl::Status& status) const {
 absl::Status RankSet::Connect(absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
   std::vector<std::string> absent;
-  for (size_t r = 0; r < size(); ++r)
-    if (!clients_[r]->WaitUntilConnected(deadline)) absent.push_back(Name(r));
-  if (absent.empty()) return absl::OkStatus();
-  return absl::UnavailableError(
-      absl::StrCat("no worker answers within ", absl::FormatDuration(timeout),
-                   ": ", absl::StrJoin(absent, ", ")));
+  std::vector<std::string> taken;
+  for (size_t r = 0; r < size(); ++r) {
+    for (;;) {
+      if (!clients_[r]->WaitUntilConnected(deadline)) {
+        absent.push_back(Name(r));
+        break;
+      }
+      const absl::StatusOr<bool> free = IsFree(r);
+      if (IsPassing(free.status()) && absl::Now() < deadline) {
+        absl::SleepFor(kProgressInterval);
+        continue;
+      }
+      if (!free.ok()) return Annotate(r, free.status());
+      if (*free) break;
+      // Asking it again and again would tell it that its coordinator lives.
+      if (!clients_[r]->WaitUntilDisconnected(deadline)) {
+        taken.push_back(Name(r));
+        break;
+      }
+    }
+  }
+  const std::string within = absl::FormatDuration(timeout);
+  if (!absent.empty()) {
+    return absl::UnavailableError(absl::StrCat("no worker answers within ",
+                                               within, ": ",
+                                               absl::StrJoin(absent, ", ")));
+  }
+  if (!taken.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "these workers belong to another group, and have not ended within ",
+        within, ": ", absl::StrJoin(taken, ", ")));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> RankSet::IsFree(size_t rank) {
+  const absl::StatusOr<v1::GetStatusResponse> status =
+      clients_[rank]->GetStatus(kProgressTimeout);
+  if (!status.ok()) return status.status();
+  return status->phase() == v1::GetStatusResponse::PHASE_IDLE;
 }
 
 absl::StatusOr<std::vector<v1::ConfigureResponse>> RankSet::Configure(

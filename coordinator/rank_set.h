@@ -33,7 +33,10 @@ class RankSet {
   // "rank 1 at 10.0.0.7:9000"
   std::string Name(size_t rank) const;
 
-  // kUnavailable lists the ranks that are not there by the deadline.
+  // Waits until every rank is there and free. A worker that belongs to another
+  // group never is again: its process has to end and start anew first, which
+  // this does not hurry. By the deadline: kUnavailable lists the ranks that are
+  // not there, kFailedPrecondition those that are not free.
   absl::Status Connect(absl::Duration timeout);
 
   // Configures all ranks in parallel; `request` lacks only what differs among
@@ -52,6 +55,7 @@ class RankSet {
   void Cancel();
 
  private:
+  absl::StatusOr<bool> IsFree(size_t rank);
   absl::Status Annotate(size_t rank, const absl::Status& status) const;
   void Report(const Progress& progress);
 

@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -53,13 +55,20 @@ class WorkerGroupTest : public testing::Test {
     options_.configure.set_config_fingerprint(42);
   }
 
+  std::unique_ptr<WorkerService> MakeWorker(int rank, int port) {
+    WorkerServiceOptions options;
+    options.port = port;
+    auto service =
+        WorkerService::Start(FakeBackend(*fakes_[rank]), options, nullptr);
+    EXPECT_TRUE(service.ok()) << service.status();
+    return service.ok() ? *std::move(service) : nullptr;
+  }
+
   void StartWorker(int rank) {
-    auto service = WorkerService::Start(FakeBackend(*fakes_[rank]),
-                                        WorkerServiceOptions(), nullptr);
-    ASSERT_TRUE(service.ok()) << service.status();
-    options_.addresses.push_back(
-        absl::StrCat("127.0.0.1:", (*service)->port()));
-    workers_.push_back(*std::move(service));
+    std::unique_ptr<WorkerService> service = MakeWorker(rank, 0);
+    ASSERT_NE(service, nullptr);
+    options_.addresses.push_back(absl::StrCat("127.0.0.1:", service->port()));
+    workers_.push_back(std::move(service));
   }
 
   void StartGroup(int world_size) {
@@ -190,9 +199,40 @@ TEST_F(WorkerGroupTest, RefusesMeaninglessAddresses) {
 TEST_F(WorkerGroupTest, LeavesAnotherCoordinatorsGroupAlone) {
   StartGroup(2);
   RunStep(1);
+  options_.connect_timeout = absl::Milliseconds(300);
   const absl::Status status = WorkerGroup::Start(options_).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "another group"));
+  EXPECT_TRUE(absl::StrContains(status.message(), options_.addresses[0]));
+  EXPECT_TRUE(absl::StrContains(status.message(), options_.addresses[1]));
   RunStep(2);
+}
+
+// A coordinator that is restarted faster than its workers.
+TEST_F(WorkerGroupTest, WaitsForWorkersThatLeaveAnEarlierGroup) {
+  StartGroup(2);
+  RunStep(1);
+  options_.connect_timeout = kSoon;
+  absl::Notification configured;
+  absl::StatusOr<std::unique_ptr<WorkerGroup>> next;
+  std::thread coordinator([&] {
+    next = WorkerGroup::Start(options_);
+    configured.Notify();
+  });
+  RunStep(2);
+  EXPECT_FALSE(configured.HasBeenNotified());
+  group_.reset();
+  for (int rank = 0; rank < 2; ++rank) {
+    const int port = workers_[rank]->port();
+    workers_[rank].reset();  // its process ends, and is started again
+    fakes_[rank] = std::make_unique<FakeRank>();
+    workers_[rank] = MakeWorker(rank, port);
+    ASSERT_NE(workers_[rank], nullptr);
+  }
+  coordinator.join();
+  ASSERT_TRUE(next.ok()) << next.status();
+  group_ = *std::move(next);
+  RunStep(1);
 }
 
 TEST_F(WorkerGroupTest, ReportsProgress) {
