@@ -14,6 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "rpc/health_server.h"
 #include "worker/worker_service.h"
 
 namespace switchyard {
@@ -73,6 +74,14 @@ int Serve(const WorkerOptions& options,
   absl::StatusOr<std::unique_ptr<WorkerService>> service = WorkerService::Start(
       *std::move(backend), service_options, [] { kill(getpid(), SIGTERM); });
   if (!service.ok()) return Fail(service.status(), 1);
+  std::unique_ptr<HealthServer> health;
+  if (options.health_port.has_value()) {
+    absl::StatusOr<std::unique_ptr<HealthServer>> started =
+        HealthServer::Start(options.listen, *options.health_port, {});
+    if (!started.ok()) return Fail(started.status(), 1);
+    health = *std::move(started);
+    std::printf("health on %s\n", health->address().c_str());
+  }
   std::printf("worker listening on %s:%d\n", options.listen.c_str(),
               (*service)->port());
   std::fflush(stdout);
@@ -99,6 +108,7 @@ your process manager start it again. `switchyard serve` starts its own workers.
 usage: switchyard worker [flags]
   --port N                 port to listen on; 0 picks one (default 9000)
   --listen ADDRESS         address to listen on; 0.0.0.0 for all (default 127.0.0.1)
+  --health-port N          port of grpc.health.v1 in plaintext, for probes; 0 picks one (default: none)
   --device DEVICE          auto, cpu, cuda or cuda:N (default auto: CUDA if there is one)
   --threads N              threads of the CPU device (default: as many as there are cores)
   --collective-timeout S   seconds that a step waits for a silent peer (default 20)
@@ -126,8 +136,9 @@ absl::StatusOr<WorkerOptions> ParseWorkerOptions(
       options.exit_with_parent = true;
       continue;
     }
-    if (flag != "--port" && flag != "--listen" && flag != "--device" &&
-        flag != "--threads" && flag != "--collective-timeout") {
+    if (flag != "--port" && flag != "--health-port" && flag != "--listen" &&
+        flag != "--device" && flag != "--threads" &&
+        flag != "--collective-timeout") {
       return absl::InvalidArgumentError(absl::StrCat(
           "unknown argument \"", args[i], "\"; --help lists the flags"));
     }
@@ -146,6 +157,9 @@ absl::StatusOr<WorkerOptions> ParseWorkerOptions(
     } else if (flag == "--port") {
       number = ParseInt(flag, *value, 0, 65535);
       options.port = number.value_or(0);
+    } else if (flag == "--health-port") {
+      number = ParseInt(flag, *value, 0, 65535);
+      options.health_port = number.value_or(0);
     } else if (flag == "--threads") {
       number = ParseInt(flag, *value, 1, 1024);
       options.num_threads = number.value_or(0);

@@ -3,6 +3,7 @@
 #define SWITCHYARD_WORKER_WORKER_MAIN_H_
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -15,6 +16,7 @@ namespace switchyard {
 struct WorkerOptions {
   std::string listen = "127.0.0.1";  // address
   int port = 9000;                   // 0 picks one
+  std::optional<int> health_port;    // 0 picks one; none: no such port
   std::string device = "auto";       // auto, cpu, cuda or cuda:N
   int num_threads = 0;               // of the CPU device; 0: its choice
   absl::Duration collective_timeout = absl::Seconds(20);
@@ -37,7 +39,8 @@ using WorkerBackendFactory =
 
 // Serves one group and returns the process's exit code: 0 after a clean
 // shutdown (by the coordinator or SIGTERM), 1 when the group was lost, 2 for
-// bad arguments. Prints `worker listening on HOST:PORT` on stdout when ready,
+// bad arguments. Prints `worker listening on HOST:PORT` on stdout when ready
+// (before that `health on HOST:PORT`, if there is such a port),
 // and on stderr the reason for any other code. Call it from the main thread,
 // before other threads start: it blocks SIGTERM and SIGINT in all of them.
 int WorkerMain(absl::Span<const std::string> args,

@@ -11,9 +11,10 @@ namespace switchyard {
 namespace {
 
 TEST(ParseWorkerOptions, ReadsEveryFlag) {
-  const absl::StatusOr<WorkerOptions> options = ParseWorkerOptions(
-      {"--port", "0", "--listen=0.0.0.0", "--device", "cuda:1", "--threads=3",
-       "--collective-timeout", "5", "--exit-with-parent"});
+  const absl::StatusOr<WorkerOptions> options =
+      ParseWorkerOptions({"--port", "0", "--listen=0.0.0.0", "--device",
+                          "cuda:1", "--threads=3", "--collective-timeout", "5",
+                          "--exit-with-parent", "--health-port=9002"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->port, 0);
   EXPECT_EQ(options->listen, "0.0.0.0");
@@ -21,7 +22,9 @@ TEST(ParseWorkerOptions, ReadsEveryFlag) {
   EXPECT_EQ(options->num_threads, 3);
   EXPECT_EQ(options->collective_timeout, absl::Seconds(5));
   EXPECT_TRUE(options->exit_with_parent);
+  EXPECT_EQ(options->health_port, 9002);
   EXPECT_FALSE(options->help);
+  EXPECT_FALSE(ParseWorkerOptions({})->health_port.has_value());
 }
 
 TEST(ParseWorkerOptions, NamesTheBadFlag) {
@@ -29,6 +32,7 @@ TEST(ParseWorkerOptions, NamesTheBadFlag) {
       {{"--port", "65536"}, "--port"},
       {{"--port", "x"}, "--port"},
       {{"--port"}, "--port"},
+      {{"--health-port", "-1"}, "--health-port"},
       {{"--threads=0"}, "--threads"},
       {{"--device", "tpu"}, "--device"},
       {{"--device", "cuda:"}, "--device"},
@@ -45,8 +49,9 @@ TEST(ParseWorkerOptions, NamesTheBadFlag) {
 }
 
 TEST(WorkerHelp, ListsEveryFlag) {
-  for (const char* flag : {"--port", "--listen", "--device", "--threads",
-                           "--collective-timeout", "--exit-with-parent"}) {
+  for (const char* flag :
+       {"--port", "--listen", "--device", "--threads", "--collective-timeout",
+        "--exit-with-parent", "--health-port"}) {
     EXPECT_TRUE(absl::StrContains(WorkerHelp(), flag)) << flag;
   }
 }
