@@ -163,8 +163,9 @@ class PodsTest(unittest.TestCase):
             deletion.join()
             self.assertEqual(codes, [0])
         # The workers' group was shut down; they wait for the next coordinator.
-        for name in WORKERS:
-            self.assertEqual(cluster.pods[name].containers[0].exit_codes, [0], cluster.describe())
+        workers = [cluster.pods[name].containers[0] for name in WORKERS]
+        cluster.wait_for("the workers' end", lambda: all(worker.exit_codes for worker in workers))
+        self.assertEqual([worker.exit_codes for worker in workers], [[0], [0]], cluster.describe())
         pod.start()
         cluster.wait_until_ready()
         with Client(cluster) as client:
