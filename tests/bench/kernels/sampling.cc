@@ -52,34 +52,47 @@ int32_t Reference(const SamplingRow& row, std::vector<double> l,
   return winner;
 }
 
-std::vector<SamplingRow> MakeRows(Harness* h, int64_t num_rows) {
-  std::vector<SamplingRow> rows(num_rows);
-  for (int64_t i = 0; i < num_rows; ++i) {
+constexpr int kFilters = 5;  // top_k, top_p, min_p, penalties, bias
+
+// Every combination of filters, at a low and a high temperature, then greedy
+// rows. No two rows share a row of counts: a draw changes it.
+std::vector<SamplingRow> MakeRows(Harness* h, int64_t vocab) {
+  constexpr int kCombinations = 1 << kFilters;
+  std::vector<SamplingRow> rows(2 * kCombinations + 4);
+  for (size_t i = 0; i < rows.size(); ++i) {
     SamplingRow& row = rows[i];
     row.seed = h->random()();
     row.draw = static_cast<uint32_t>(i * 7);
-    row.temperature = i % 8 == 0 ? 0.0f : 0.3f + 0.2f * (i % 5);
-    if (i % 8 == 2 || i % 8 == 5) row.top_k = 1 + i * 3;
-    if (i % 8 == 3 || i % 8 == 5) row.top_p = 0.05f + 0.09f * (i % 10);
-    if (i % 8 == 4) row.min_p = 0.05f;
-    if (i % 8 >= 6) {
-      row.counts_row = static_cast<int32_t>(i % 4);
+    const bool greedy = i >= 2 * kCombinations;
+    row.temperature = greedy ? 0.0f : i < kCombinations ? 0.4f : 1.1f;
+    if (i & 1) row.top_k = static_cast<int32_t>(1 + h->random()() % vocab);
+    if ((i & 1) && i % 3 != 0) row.top_k = 1 + row.top_k % 50;
+    if (i & 2) row.top_p = 0.05f + 0.09f * (i % 11);
+    if (i & 4) row.min_p = 0.05f;
+    if (i & 8) {
+      row.counts_row = static_cast<int32_t>(i);
       row.repetition_penalty = 1.2f;
       row.frequency_penalty = 0.1f;
       row.presence_penalty = 0.3f;
     }
-    if (i % 3 == 0) {
+    if (i & 16) {
       row.bias_begin = 0;
+      row.bias_end = 3;
+    }
+    if (greedy && i % 2 == 1) {
+      row.counts_row = static_cast<int32_t>(i);
+      row.repetition_penalty = 1.5f;
       row.bias_end = 3;
     }
   }
   return rows;
 }
 
+// REQUIRES: vocab > 8.
 void CheckSample(Harness* h, int64_t vocab) {
-  const int64_t num_rows = 40;
+  const std::vector<SamplingRow> rows = MakeRows(h, vocab);
+  const int64_t num_rows = rows.size();
   const Tensor logits = h->Random(num_rows, vocab, DType::kF32, 2);
-  const std::vector<SamplingRow> rows = MakeRows(h, num_rows);
   std::vector<uint16_t> counts(num_rows * vocab, 0);
   for (uint16_t& count : counts) {
     const uint64_t bits = h->random()();
@@ -131,6 +144,13 @@ void CheckSample(Harness* h, int64_t vocab) {
   h->Expect(absl::StrCat("sample vocabulary ", vocab, ": ", wrong, " wrong, ",
                          close, " too close to tell"),
             wrong == 0);
+  for (int64_t r = 0; r < num_rows; ++r) {
+    if (rows[r].counts_row >= 0 && drawn[r] >= 0 && drawn[r] < vocab)
+      ++counts[rows[r].counts_row * vocab + drawn[r]];
+  }
+  h->Expect(
+      absl::StrCat("sample vocabulary ", vocab, ": counts"),
+      h->Download<uint16_t>(device_counts.get(), counts.size()) == counts);
 }
 
 void CheckLogprobs(Harness* h, int64_t vocab, int32_t num_top) {
@@ -216,7 +236,11 @@ void TimeSample(Harness* h, int64_t num_rows, const char* what,
 }  // namespace
 
 void BenchSampling(Harness* h) {
-  for (const int64_t vocab : {131072, 32000, 323}) CheckSample(h, vocab);
+  // Slices of a row that are full and not, whole and broken vectors, empty
+  // blocks.
+  for (const int64_t vocab : {131072, 128256, 50257, 32000, 32001, 32003, 31999,
+                              16388, 4096, 1000, 333, 323, 64, 33, 9})
+    CheckSample(h, vocab);
   for (const int32_t num_top : {0, 1, 20}) CheckLogprobs(h, 131072, num_top);
   CheckLogprobs(h, 323, 5);
   CheckJoin(h, 400, 1200);
