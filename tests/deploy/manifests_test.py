@@ -116,7 +116,7 @@ class CommandTest(unittest.TestCase):
                 port = flag(item["spec"]["template"]["spec"]["containers"][0]["args"], "port")
                 coordinator = find(objects, "StatefulSet", "switchyard-coordinator")["spec"]["template"]["spec"]["containers"][0]
                 self.assertEqual(env_of(coordinator)["WORKERS"].split(","),
-                                 [f"{name}-{rank}.{service}:{port}" for rank in range(item["spec"]["replicas"])], overlay)
+                                 [f"{name}-{rank}.{service}.1.svc:{port}" for rank in range(item["spec"]["replicas"])], overlay)
 
     def test_the_group_over_nodes_names_all_its_workers(self):
         for overlay, objects in every_overlay():
@@ -131,10 +131,10 @@ class CommandTest(unittest.TestCase):
                     self.assertEqual(container["resources"]["limits"]["nvidia.com/gpu"], str(gpus), overlay)
                     self.assertEqual(container["args"], worker["args"], overlay)
                 pods = ["leader"] + [f"leader-{index}" for index in range(1, template["size"])]
-                env = {"POD_NAME": "leader"}
+                env = {"POD_NAME": "leader", "NAMESPACE": "here"}
                 workers = [e["value"] for e in coordinator["env"] if e["name"] == "WORKERS"]
                 self.assertEqual(expand(workers[0], env).split(","),
-                                 [f"{pod}.{item['metadata']['name']}:{9000 + gpu}" for pod in pods for gpu in range(gpus)])
+                                 [f"{pod}.{item['metadata']['name']}.here.svc:{9000 + gpu}" for pod in pods for gpu in range(gpus)])
 
     def test_the_workers_script_ends_with_its_first_worker(self):
         item = find(manifests.load("gpu-multi-node"), "LeaderWorkerSet", "switchyard-group")

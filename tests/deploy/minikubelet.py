@@ -5,7 +5,7 @@ grpc), lifecycle hooks, grace periods, restart policy, config maps, secrets, and
 
 Replaced, because processes share what containers have of their own:
   network   every pod has a loopback address of its own; 0.0.0.0 in an argument is that address, and a pod's DNS name
-            (POD.SERVICE) the address of that pod
+            (POD.SERVICE.NAMESPACE.svc) the address of that pod
   files     a mount path, or a path that the image contains, is a folder of this machine
   time      probe periods, the back-off of restarts and the sleep of a preStop hook are `hurry` times shorter; deadlines and
             grace periods are not
@@ -86,8 +86,8 @@ class Container:
                 kind, _, resource = entry["valueFrom"]["resourceFieldRef"]["resource"].partition(".")
                 value = self.spec["resources"][kind][resource]
             else:
-                value = {"metadata.name": self.pod.name}[entry["valueFrom"]["fieldRef"]["fieldPath"]]
-            env[entry["name"]] = value
+                value = {"metadata.name": self.pod.name, "metadata.namespace": self.cluster.namespace}[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+            env[entry["name"]] = self.cluster.env.get(entry["name"], value)
         return env
 
     def command(self):
@@ -206,29 +206,32 @@ class Pod:
 
 
 class Cluster:
-    """All pods of StatefulSets; a context manager that ends what it started.
+    """All pods of StatefulSets and Deployments; a context manager that ends what it started.
 
-    binaries: command -> path here; image_files: path in the image -> path here; secrets: name -> {key: bytes};
-    claims: name -> folder here.
+    binaries: command -> path here; image_files: path in the image -> path here; secrets: a function of the pods' addresses
+    that returns name -> {key: bytes}; claims: name -> folder here; env: what to put in place of the manifests' values.
     """
 
-    def __init__(self, objects, root, binaries, image_files, secrets=None, claims=None, hurry=10):
+    def __init__(self, objects, root, binaries, image_files, secrets=None, claims=None, env=None, hurry=10):
         self.objects, self.root, self.hurry = objects, pathlib.Path(root), hurry
         self.binaries, self.image_files = binaries, image_files
-        self.secrets, self.claims = secrets or {}, claims or {}
+        self.claims, self.env = claims or {}, env or {}
+        self.namespace = next(item["metadata"]["namespace"] for item in objects if "namespace" in item["metadata"])
         self.config_maps = {item["metadata"]["name"]: dict(item["data"]) for item in objects if item["kind"] == "ConfigMap"}
         self._published = []  # (config map's name, folder, version)
         self._names = {}
-        self.pods = {}
         # Loopback addresses that no other process of this machine is likely to use.
         network = f"127.{2 + os.getpid() % 250}.{os.getpid() // 250 % 250}"
+        planned = []  # (pod's name, template, address)
         for item in objects:
-            if item["kind"] == "StatefulSet":
-                for ordinal in range(item["spec"]["replicas"]):
-                    name = f"{item['metadata']['name']}-{ordinal}"
-                    ip = f"{network}.{len(self.pods) + 1}"
-                    self._names[f"{name}.{item['spec']['serviceName']}"] = ip
-                    self.pods[name] = Pod(name, item["spec"]["template"], self, ip)
+            if item["kind"] in ("StatefulSet", "Deployment"):
+                for ordinal in range(item["spec"].get("replicas", 1)):
+                    name, ip = f"{item['metadata']['name']}-{ordinal}", f"{network}.{len(planned) + 1}"
+                    planned.append((name, item["spec"]["template"], ip))
+                    if item["kind"] == "StatefulSet":
+                        self._names[f"{name}.{item['spec']['serviceName']}.{self.namespace}.svc"] = ip
+        self.secrets = secrets([ip for _, _, ip in planned]) if secrets else {}
+        self.pods = {name: Pod(name, template, self, ip) for name, template, ip in planned}
 
     def __enter__(self):
         for pod in self.pods.values():
