@@ -137,10 +137,9 @@ BatchPlan PlanBatch(absl::Span<const BatchEntry> entries,
     const auto [it, is_new] =
         known.emplace(labels, static_cast<int32_t>(plan.groupings.size()));
     if (is_new) {
-      plan.groupings.push_back(
-          MakeGrouping(entries, order, plan.first_rows, unique, labels,
-                       static_cast<int32_t>(planned.mixers.size()),
-                       min_total_tokens));
+      plan.groupings.push_back(MakeGrouping(
+          entries, order, plan.first_rows, unique, labels,
+          static_cast<int32_t>(planned.mixers.size()), min_total_tokens));
     }
     planned.grouping = it->second;
     plan.layers.push_back(std::move(planned));

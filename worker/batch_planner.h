@@ -60,7 +60,7 @@ struct PlannedLayer {
 struct BatchPlan {
   int32_t num_seqs = 0;
   int32_t num_tokens = 0;
-  std::vector<int32_t> token_ids;   // [num_tokens] in batch order
+  std::vector<int32_t> token_ids;  // [num_tokens] in batch order
   // [num_tokens] the slot whose token takes the place of token_ids', or -1.
   std::vector<int32_t> token_sources;
   std::vector<int32_t> first_rows;  // [num_seqs] batch row of each entry's

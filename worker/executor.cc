@@ -227,15 +227,15 @@ absl::StatusOr<Executor::Work> Executor::CheckStep(
         id, absl::StrCat("runs to position ", end, ", max_context_tokens is ",
                          limits_.max_context_tokens));
   }
-  // A step samples only after all its tokens, so of the tokens that are not here
-  // yet a plan can reach but the newest.
+  // A step samples only after all its tokens, so of the tokens that are not
+  // here yet a plan can reach but the newest.
   const int64_t num_known = sequence.tokens.size();
-  if (end > num_known && std::max<int64_t>(step.start(), num_known) + 1 !=
-                             sequence.num_tokens()) {
+  if (end > num_known &&
+      std::max<int64_t>(step.start(), num_known) + 1 != sequence.num_tokens()) {
     return BadSequence(
-        id, absl::StrCat("runs to position ", end, ", but only ", num_known,
-                         " of its ", sequence.num_tokens(),
-                         " tokens are known"));
+        id,
+        absl::StrCat("runs to position ", end, ", but only ", num_known,
+                     " of its ", sequence.num_tokens(), " tokens are known"));
   }
   const std::string name = absl::StrCat("sequence ", id);
   if (step.cache_layers_size() != step.cache_ids_size()) {
@@ -266,9 +266,9 @@ absl::Status Executor::Run(const std::vector<Work>& batch, Step& step) {
 
 BatchEntry Executor::EntryOf(const Work& work) const {
   const WorkerSequence& sequence = *work.sequence;
-  const int32_t num_known = std::min(
-      work.num_tokens,
-      static_cast<int32_t>(sequence.tokens.size()) - work.start);
+  const int32_t num_known =
+      std::min(work.num_tokens,
+               static_cast<int32_t>(sequence.tokens.size()) - work.start);
   BatchEntry entry;
   entry.placement = &sequence.cache.placement();
   entry.token_ids =
@@ -332,8 +332,8 @@ absl::StatusOr<HiddenState> Executor::RunOnDevice(const BatchPacker& packer,
   SY_ASSIGN_OR_RETURN(
       const HiddenState hidden,
       model_->Forward(context, *group_, packer.Resolve(*cache_, step_buffer_)));
-  SY_RETURN_IF_ERROR(output_->Sample(context, *group_, *model_, hidden,
-                                     step_buffer_, output));
+  SY_RETURN_IF_ERROR(
+      output_->Sample(context, *group_, *model_, hidden, step_buffer_, output));
   return hidden;
 }
 

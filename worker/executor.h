@@ -137,9 +137,7 @@ class Executor final : public StepExecutor {
   absl::StatusOr<HiddenState> RunOnDevice(const BatchPacker& packer,
                                           const StepOutput& output);
   absl::Status Upload();
-  Marks& marks(uint64_t step_number) {
-    return marks_[step_number % kNumMarks];
-  }
+  Marks& marks(uint64_t step_number) { return marks_[step_number % kNumMarks]; }
   Step& step(uint64_t step_number) { return steps_[step_number % kMaxSteps]; }
 
   // The marks of a step and of the one before it outlive the launches of those
@@ -169,7 +167,7 @@ class Executor final : public StepExecutor {
   bool graphs_enabled_ = false;
   // Gone before the collective that they may hold operations of.
   GraphCache<GraphKey, RecordedStep> graphs_;
-  int64_t graphs_generation_ = 0;  // of the step buffer they read
+  int64_t graphs_generation_ = 0;   // of the step buffer they read
   std::vector<GraphPlan> to_warm_;  // the next one last
 
   std::map<uint32_t, Placement> placements_;      // by id

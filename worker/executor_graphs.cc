@@ -105,13 +105,14 @@ absl::Status Executor::RunPadded(const std::vector<Work>& batch,
   graphs_.Insert(key, {*std::move(graph), packed_bytes},
                  num_nodes * kBytesPerNode);
   step.record_time = absl::Now() - start;
-  std::fprintf(stderr,
-               "switchyard worker: recorded a graph of %d rows, %zu placements, "
-               "%d positions: %lld launches, %.1f ms; %lld graphs\n",
-               key.num_rows(), key.groups.size(), key.total_tokens,
-               static_cast<long long>(num_nodes),
-               absl::ToDoubleMilliseconds(step.record_time),
-               static_cast<long long>(graphs_.size()));
+  std::fprintf(
+      stderr,
+      "switchyard worker: recorded a graph of %d rows, %zu placements, "
+      "%d positions: %lld launches, %.1f ms; %lld graphs\n",
+      key.num_rows(), key.groups.size(), key.total_tokens,
+      static_cast<long long>(num_nodes),
+      absl::ToDoubleMilliseconds(step.record_time),
+      static_cast<long long>(graphs_.size()));
   return absl::OkStatus();
 }
 

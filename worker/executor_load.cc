@@ -84,8 +84,8 @@ absl::StatusOr<v1::ConfigureResponse> Executor::Load(
   output.max_rows = limits_.max_rows;
   output.max_prompt_rows = limits_.max_num_batched_tokens;
   output.reports = collective.rank() == 0;
-  SY_ASSIGN_OR_RETURN(output_, OutputStage::Create(
-                                   device_.get(), step_device_.get(), output));
+  SY_ASSIGN_OR_RETURN(
+      output_, OutputStage::Create(device_.get(), step_device_.get(), output));
   SY_RETURN_IF_ERROR(AllocateWorkspace());
   SY_RETURN_IF_ERROR(MakeSteps());
 
@@ -93,9 +93,8 @@ absl::StatusOr<v1::ConfigureResponse> Executor::Load(
   v1::ConfigureResponse response;
   response.set_device(device_->name());
   response.set_weights_bytes(model_->weights_bytes());
-  const int64_t available_bytes =
-      std::max<int64_t>(0, free_bytes - kReserveBytes -
-                               CacheStore::PaddingBytes(*cache_spec_));
+  const int64_t available_bytes = std::max<int64_t>(
+      0, free_bytes - kReserveBytes - CacheStore::PaddingBytes(*cache_spec_));
   response.set_available_cache_bytes(available_bytes);
   response.set_default_cache_bytes(
       device_->type() == DeviceType::kCpu

@@ -34,9 +34,9 @@ struct GraphGroup {
 // Steps with equal keys do the same launches on the same addresses.
 struct GraphKey {
   std::vector<GraphGroup> groups;  // in the order of their placements
-  int32_t total_tokens = 0;  // no sequence has more, this step's included
-  int32_t num_biases = 0;    // room for biased tokens
-  bool logprobs = false;     // of the sampled tokens
+  int32_t total_tokens = 0;        // no sequence has more, this step's included
+  int32_t num_biases = 0;          // room for biased tokens
+  bool logprobs = false;           // of the sampled tokens
 
   int32_t num_rows() const;
 

@@ -135,12 +135,11 @@ void OutputStage::Forget(WorkerSequence& sequence) {
   free_token_slots_.push_back(sequence.token_slot);
   sequence.token_slot = -1;
   if (sequence.counts_row < 0) return;
-  new_counts_.erase(
-      std::remove_if(new_counts_.begin(), new_counts_.end(),
-                     [&sequence](const NewCounts& counts) {
-                       return counts.row == sequence.counts_row;
-                     }),
-      new_counts_.end());
+  new_counts_.erase(std::remove_if(new_counts_.begin(), new_counts_.end(),
+                                   [&sequence](const NewCounts& counts) {
+                                     return counts.row == sequence.counts_row;
+                                   }),
+                    new_counts_.end());
   free_counts_rows_.push_back(sequence.counts_row);
   sequence.counts_row = -1;
 }
@@ -402,9 +401,9 @@ absl::Status OutputStage::ScorePrompts(
   for (int64_t begin = 0; begin < num_rows; begin += max_logits_rows_) {
     const MatrixView logits =
         scratch.logits.Rows(0, std::min(max_logits_rows_, num_rows - begin));
-    SY_RETURN_IF_ERROR(model.Logits(
-        context, group, hidden, buffer.device(output.prompt_rows_slice) + begin,
-        logits));
+    SY_RETURN_IF_ERROR(
+        model.Logits(context, group, hidden,
+                     buffer.device(output.prompt_rows_slice) + begin, logits));
     if (!options_.reports) continue;
     LogprobsArgs args;
     args.logits = logits;
@@ -434,8 +433,7 @@ void OutputStage::Report(const StepOutput& output,
   for (const StepOutput::Sample& sample : output.samples) {
     v1::SampledToken& token = *result.add_tokens();
     token.set_sequence_id(sample.sequence_id);
-    token.set_token_id(
-        static_cast<uint32_t>(output.tokens[sample.logits_row]));
+    token.set_token_id(static_cast<uint32_t>(output.tokens[sample.logits_row]));
     if (!sample.num_logprobs.has_value()) continue;
     FillLogprobs(output.sample_logprobs, sample.logits_row,
                  *sample.num_logprobs, *token.mutable_logprobs());

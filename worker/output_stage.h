@@ -53,8 +53,8 @@ struct StepOutput {
     uint64_t sequence_id = 0;
     uint64_t incarnation = 0;
     std::optional<int32_t> num_logprobs;
-    int32_t row = 0;         // of the batch
-    int32_t logits_row = 0;  // of the logits
+    int32_t row = 0;                           // of the batch
+    int32_t logits_row = 0;                    // of the logits
     const WorkerSequence* sequence = nullptr;  // until Pack
   };
   // Entries [begin, begin + num) of the prompt rows.
@@ -66,8 +66,8 @@ struct StepOutput {
     int64_t num = 0;
   };
 
-  std::vector<Sample> samples;  // in the order of AddSample
-  int32_t num_rows = 0;         // of logits to sample from
+  std::vector<Sample> samples;   // in the order of AddSample
+  int32_t num_rows = 0;          // of logits to sample from
   int32_t num_logprob_rows = 0;  // the first of them
   std::vector<Prompt> prompts;
   std::vector<int32_t> prompt_rows;

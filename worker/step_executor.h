@@ -25,8 +25,8 @@ struct LoadProgress {
 
 // One rank of a model. The service calls every method from one thread, in the
 // order Load, AllocateCache, then any number of the others; it never calls one
-// after Load, AllocateCache, Launch or Collect has failed. Requests come from another
-// process: a bad one yields a Status, never a crash.
+// after Load, AllocateCache, Launch or Collect has failed. Requests come from
+// another process: a bad one yields a Status, never a crash.
 class StepExecutor {
  public:
   virtual ~StepExecutor() = default;

@@ -244,8 +244,7 @@ std::optional<absl::StatusOr<v1::StepResult>> WorkerSession::CollectOldest() {
 void WorkerSession::FinishStep(Step step,
                                absl::StatusOr<v1::StepResult> outcome) {
   const absl::Status status = outcome.status();
-  v1::StepResult result =
-      outcome.ok() ? *std::move(outcome) : v1::StepResult();
+  v1::StepResult result = outcome.ok() ? *std::move(outcome) : v1::StepResult();
   const absl::Time now = absl::Now();
   result.set_step_id(step.step_id);
   result.set_rank(rank_);
@@ -401,8 +400,7 @@ void WorkerSession::Enqueue(
   tasks_.push_back({std::move(run), launches});
 }
 
-std::optional<WorkerSession::Task> WorkerSession::NextTask(
-    absl::Status* over) {
+std::optional<WorkerSession::Task> WorkerSession::NextTask(absl::Status* over) {
   const bool waits_for_device = !steps_.empty();
   const bool has_room =
       backend_.executor->num_steps() < StepExecutor::kMaxSteps;

@@ -70,8 +70,9 @@ class WorkerSession {
   // session is not ready or serves another stream.
   absl::Status OpenStream();
   // Runs a step; `done` is called in the order of the calls. Where the device
-  // works on its own, a step is launched while the one before it runs. A failure
-  // is in the result, and ends the session. REQUIRES: OpenStream succeeded.
+  // works on its own, a step is launched while the one before it runs. A
+  // failure is in the result, and ends the session. REQUIRES: OpenStream
+  // succeeded.
   void Execute(v1::StepPlan plan,
                absl::AnyInvocable<void(v1::StepResult) &&> done);
 
