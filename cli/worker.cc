@@ -17,9 +17,17 @@ absl::StatusOr<WorkerBackend> MakeBackend(const WorkerOptions& options) {
   SY_ASSIGN_OR_RETURN(std::unique_ptr<Device> device,
                       MakeDevice(options.device, options.num_threads));
   WorkerBackend backend;
-  backend.make_collective = device->type() == DeviceType::kCuda
-                                ? MakeNcclCollective
-                                : MakeGlooCollective;
+  backend.make_collective = MakeGlooCollective;
+  if (device->type() == DeviceType::kCuda) {
+    backend.make_collective =
+        [device = device.get()](const CollectiveOptions& collective,
+                                Rendezvous& rendezvous)
+        -> absl::StatusOr<std::unique_ptr<Collective>> {
+      // NCCL takes the thread's current GPU, which this makes the rank's.
+      SY_RETURN_IF_ERROR(device->Synchronize());
+      return MakeNcclCollective(collective, rendezvous);
+    };
+  }
   backend.executor = std::make_unique<Executor>(std::move(device));
   return backend;
 }

@@ -19,6 +19,7 @@ namespace {
 
 constexpr char kUniqueIdKey[] = "nccl/unique_id";
 constexpr absl::Duration kWatchPeriod = absl::Milliseconds(20);
+constexpr absl::Duration kAbortPatience = absl::Seconds(1);
 
 ncclDataType_t NcclType(CollectiveType type) {
   return type == CollectiveType::kFloat32 ? ncclFloat32 : ncclBfloat16;
@@ -50,6 +51,7 @@ class NcclCollective final : public Collective {
   absl::Status AllReduceSum(void* buffer, int64_t num_elements,
                             CollectiveType type,
                             CollectiveStream stream) override {
+    absl::MutexLock lock(&use_mutex_);
     SY_RETURN_IF_ERROR(Health());
     return Enqueued(ncclAllReduce(
         buffer, buffer, static_cast<size_t>(num_elements), NcclType(type),
@@ -59,6 +61,7 @@ class NcclCollective final : public Collective {
   absl::Status AllGather(const void* input, void* output, int64_t num_elements,
                          CollectiveType type,
                          CollectiveStream stream) override {
+    absl::MutexLock lock(&use_mutex_);
     SY_RETURN_IF_ERROR(Health());
     return Enqueued(ncclAllGather(
         input, output, static_cast<size_t>(num_elements), NcclType(type),
@@ -113,8 +116,9 @@ class NcclCollective final : public Collective {
     return NcclStatus(code, "launching a collective");
   }
 
-  // Aborts the communicator once the group is lost. Only this thread does, so
-  // that no operation finds it gone: they check Health() first.
+  // Aborts the communicator once the group is lost. An operation that is under
+  // way may finish first, unless it waits itself for what the abort will release
+  // (a full launch queue); later ones find Health() spoilt.
   void Watch() {
     while (true) {
       {
@@ -136,7 +140,14 @@ class NcclCollective final : public Collective {
         if (status_.ok()) continue;
         aborted_ = true;
       }
+      const absl::Time patience = absl::Now() + kAbortPatience;
+      bool held = use_mutex_.TryLock();
+      while (!held && absl::Now() < patience) {
+        absl::SleepFor(absl::Milliseconds(1));
+        held = use_mutex_.TryLock();
+      }
       ncclCommAbort(communicator_);
+      if (held) use_mutex_.Unlock();
       return;
     }
   }
@@ -146,7 +157,8 @@ class NcclCollective final : public Collective {
   float* const barrier_word_;
   const cudaStream_t barrier_stream_;
 
-  absl::Mutex mutex_;
+  absl::Mutex use_mutex_;  // held while the communicator is used or ended
+  absl::Mutex mutex_;      // innermost
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool aborted_ = false;  // written by the watcher, read after its end
