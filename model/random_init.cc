@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -10,6 +13,8 @@
 
 namespace switchyard {
 namespace {
+
+constexpr int64_t kElementsPerThread = int64_t{1} << 18;
 
 // What tells one named shape from another. All layers are alike: a stochastic
 // layer of attention, sliding_window, gdn and kda.
@@ -200,8 +205,7 @@ absl::Status RandomWeights::ReadInto(const TensorSpec& spec, int32_t rank,
       by_columns ? LocalRanges(spec, rank, world_size) : Ranges{{0, out.cols}};
 
   const DType stored = StoredType(spec);
-  std::vector<float> values(out.cols);
-  const auto store = [&](int64_t out_row) {
+  const auto store = [&](std::vector<float>& values, int64_t out_row) {
     // Through the stored type, so that every type read holds the same model.
     if (stored == DType::kBF16 && out.dtype != DType::kBF16) {
       for (float& value : values) value = BF16ToFloat(FloatToBF16(value));
@@ -211,21 +215,37 @@ absl::Status RandomWeights::ReadInto(const TensorSpec& spec, int32_t rank,
                         out_row * out.row_stride * DTypeBytes(out.dtype),
                     out.cols);
   };
-  int64_t out_row = 0;
-  for (const auto& [row_begin, row_end] : rows) {
-    for (int64_t row = row_begin; row < row_end; ++row) {
-      int64_t n = 0;
-      for (const auto& [begin, end] : columns) {
-        for (int64_t column = begin; column < end; ++column) {
-          values[n++] = Element(distribution, key, row * spec.cols() + column,
-                                spec.cols());
+  std::vector<int64_t> source_rows;  // of the rows of `out`
+  for (const auto& [begin, end] : rows) {
+    for (int64_t row = begin; row < end; ++row) source_rows.push_back(row);
+  }
+  const auto fill = [&](int64_t first, int64_t last) {
+    std::vector<float> values(out.cols);
+    for (int64_t out_row = first; out_row < last; ++out_row) {
+      std::fill(values.begin(), values.end(), 0.0f);  // padding
+      if (out_row < static_cast<int64_t>(source_rows.size())) {
+        const int64_t at = source_rows[out_row] * spec.cols();
+        int64_t n = 0;
+        for (const auto& [begin, end] : columns) {
+          for (int64_t column = begin; column < end; ++column) {
+            values[n++] = Element(distribution, key, at + column, spec.cols());
+          }
         }
       }
-      store(out_row++);
+      store(values, out_row);
     }
+  };
+  // Tens of billions of elements should not keep one core busy for minutes.
+  const int64_t num_threads =
+      std::clamp<int64_t>(out.rows * out.cols / kElementsPerThread, 1,
+                          std::max(1u, std::thread::hardware_concurrency()));
+  std::vector<std::thread> threads;
+  for (int64_t t = 1; t < num_threads; ++t) {
+    threads.emplace_back(fill, out.rows * t / num_threads,
+                         out.rows * (t + 1) / num_threads);
   }
-  std::fill(values.begin(), values.end(), 0.0f);  // padding
-  while (out_row < out.rows) store(out_row++);
+  fill(0, out.rows / num_threads);
+  for (std::thread& thread : threads) thread.join();
   return absl::OkStatus();
 }
 

@@ -30,11 +30,11 @@ struct HostMatrix {
   MatrixView view;
 };
 
-absl::StatusOr<DeviceBuffer> Upload(Device* device, const HostMatrix& host) {
-  const int64_t bytes = host.bytes.size();
+// REQUIRES: contiguous.
+absl::StatusOr<DeviceBuffer> Upload(Device* device, const MatrixView& host) {
+  const int64_t bytes = host.rows * host.cols * DTypeBytes(host.dtype);
   SY_ASSIGN_OR_RETURN(DeviceBuffer buffer, device->Allocate(bytes));
-  SY_RETURN_IF_ERROR(
-      device->CopyToDevice(buffer.get(), host.bytes.data(), bytes));
+  SY_RETURN_IF_ERROR(device->CopyToDevice(buffer.get(), host.data, bytes));
   SY_RETURN_IF_ERROR(device->Synchronize());
   return buffer;
 }
@@ -76,6 +76,18 @@ WeightReader::Entry& WeightReader::Find(const Key& key) {
   return it->second;
 }
 
+absl::StatusOr<MatrixView> WeightReader::Stage(DType dtype, int64_t rows,
+                                               int64_t cols) {
+  const int64_t bytes = rows * cols * DTypeBytes(dtype);
+  if (bytes > staging_bytes_) {
+    staging_.reset();
+    staging_bytes_ = 0;
+    SY_ASSIGN_OR_RETURN(staging_, device_->AllocateHost(bytes));
+    staging_bytes_ = bytes;
+  }
+  return MakeMatrix(staging_.get(), dtype, rows, cols);
+}
+
 absl::Status WeightReader::ReadInto(Entry& entry, const MatrixView& out) {
   SY_RETURN_IF_ERROR(
       source_->ReadInto(entry.spec, options_.rank, options_.world_size, out));
@@ -99,7 +111,12 @@ absl::Status WeightScope::ReadPart(const WeightPart& part,
   const int64_t num_rows = NumRows(part);
   const MatrixView target = out.Rows(row, num_rows);
   row += num_rows;
-  if (part.num_zeros > 0) return absl::OkStatus();
+  if (part.num_zeros > 0) {
+    SY_CHECK(target.contiguous());
+    std::memset(target.data, 0,
+                target.rows * target.cols * DTypeBytes(target.dtype));
+    return absl::OkStatus();
+  }
   auto& entry = reader_->Find({layer_, mixer_, part.role});
   if (part.rows.empty()) return reader_->ReadInto(entry, target);
 
@@ -132,12 +149,13 @@ absl::StatusOr<WeightMatrix> WeightScope::Matrix(
     if (stored != dtype) dtype = DType::kF32;
     num_rows += NumRows(part);
   }
-  HostMatrix host(dtype, num_rows, cols);
+  SY_ASSIGN_OR_RETURN(const MatrixView host,
+                      reader_->Stage(dtype, num_rows, cols));
   int64_t row = 0;
   for (const WeightPart& part : parts) {
-    SY_RETURN_IF_ERROR(ReadPart(part, host.view, row));
+    SY_RETURN_IF_ERROR(ReadPart(part, host, row));
   }
-  return WeightMatrix::Create(reader_->device_, host.view,
+  return WeightMatrix::Create(reader_->device_, host,
                               reader_->options_.matrix_dtype);
 }
 
@@ -153,12 +171,13 @@ absl::StatusOr<DeviceVector> WeightScope::Vector(
     }
     num_rows += NumRows(part);
   }
-  HostMatrix host(DType::kF32, num_rows, cols);
+  SY_ASSIGN_OR_RETURN(const MatrixView host,
+                      reader_->Stage(DType::kF32, num_rows, cols));
   int64_t row = 0;
   for (const WeightPart& part : parts) {
-    float* const begin = host.view.Row<float>(row);
-    SY_RETURN_IF_ERROR(ReadPart(part, host.view, row));
-    std::for_each(begin, host.view.Row<float>(row),
+    float* const begin = host.Row<float>(row);
+    SY_RETURN_IF_ERROR(ReadPart(part, host, row));
+    std::for_each(begin, host.Row<float>(row),
                   [&part](float& x) { x *= part.scale; });
   }
   SY_ASSIGN_OR_RETURN(DeviceBuffer buffer, Upload(reader_->device_, host));
@@ -175,11 +194,11 @@ absl::StatusOr<DeviceVector> WeightScope::OutputBias(TensorRole role) const {
 absl::StatusOr<DeviceTable> WeightScope::Table(TensorRole role) const {
   auto& entry = reader_->Find({layer_, mixer_, role});
   const SliceShape shape = LocalShape(entry.spec, reader_->options_.world_size);
-  HostMatrix host(reader_->source_->StoredType(entry.spec), shape.rows,
-                  shape.cols);
-  SY_RETURN_IF_ERROR(reader_->ReadInto(entry, host.view));
-  SY_ASSIGN_OR_RETURN(DeviceBuffer buffer, Upload(reader_->device_, host));
-  MatrixView view = host.view;
+  SY_ASSIGN_OR_RETURN(MatrixView view,
+                      reader_->Stage(reader_->source_->StoredType(entry.spec),
+                                     shape.rows, shape.cols));
+  SY_RETURN_IF_ERROR(reader_->ReadInto(entry, view));
+  SY_ASSIGN_OR_RETURN(DeviceBuffer buffer, Upload(reader_->device_, view));
   view.data = buffer.get();
   return DeviceTable{std::move(buffer), view};
 }

@@ -109,6 +109,9 @@ class WeightReader {
   // REQUIRES: the table has it.
   Entry& Find(const Key& key);
   absl::Status ReadInto(Entry& entry, const MatrixView& out);
+  // Host memory to put a matrix together in, contiguous, page-locked where
+  // copies to the device profit from it; one at a time, contents undefined.
+  absl::StatusOr<MatrixView> Stage(DType dtype, int64_t rows, int64_t cols);
 
   Device* const device_;
   const WeightSource* const source_;
@@ -116,6 +119,8 @@ class WeightReader {
   std::map<Key, Entry> entries_;
   int64_t bytes_total_ = 0;
   int64_t bytes_read_ = 0;
+  DeviceBuffer staging_;
+  int64_t staging_bytes_ = 0;
 };
 
 // A reader's view of one layer's or mixer's tensors. Errors: the source's,
