@@ -89,6 +89,21 @@ __device__ __forceinline__ RowTile FindTile(const int32_t* offsets,
   return found;
 }
 
+// The sequence of a row, among [first_seq, num_seqs).
+__device__ __forceinline__ int32_t SeqOfRow(const int32_t* offsets,
+                                            int32_t first_seq, int32_t num_seqs,
+                                            int32_t row) {
+  int32_t low = first_seq, high = num_seqs - 1;
+  while (low < high) {
+    const int32_t middle = (low + high + 1) / 2;
+    if (offsets[middle] <= row)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
+
 }  // namespace switchyard::cuda
 
 #endif  // SWITCHYARD_KERNELS_CUDA_PAGING_H_

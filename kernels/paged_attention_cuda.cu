@@ -16,11 +16,15 @@ absl::Status PagedAttentionCuda(const OpContext& context,
     first_seq = args.batch.num_decodes;
   }
   if (first_seq == args.batch.num_seqs) return absl::OkStatus();
-  SY_RETURN_IF_ERROR(RotateNew(context, args, first_seq));
-  SY_RETURN_IF_ERROR(CanPrefill(args)
-                         ? AttentionPrefill(context, args, first_seq)
-                         : AttentionGeneral(context, args, first_seq));
-  return AppendNew(context, args, first_seq);
+  // A ring's places for the new rows still hold what the first of them see.
+  const bool append_first = CanRotateAndAppend(args);
+  SY_RETURN_IF_ERROR(append_first ? RotateAndAppendNew(context, args, first_seq)
+                                  : RotateNew(context, args, first_seq));
+  SY_RETURN_IF_ERROR(
+      CanPrefillWgmma(args) ? AttentionPrefillWgmma(context, args, first_seq)
+      : CanPrefill(args)    ? AttentionPrefill(context, args, first_seq)
+                            : AttentionGeneral(context, args, first_seq));
+  return append_first ? absl::OkStatus() : AppendNew(context, args, first_seq);
 }
 
 }  // namespace switchyard::internal

@@ -24,19 +24,6 @@ struct GeneralParams {
   float scale;
 };
 
-// The sequence of a row, among [first_seq, num_seqs).
-__device__ __forceinline__ int32_t SeqOf(const GeneralParams& p, int32_t row) {
-  int32_t low = p.first_seq, high = p.num_seqs - 1;
-  while (low < high) {
-    const int32_t middle = (low + high + 1) / 2;
-    if (p.token_offsets[middle] <= row)
-      low = middle;
-    else
-      high = middle - 1;
-  }
-  return low;
-}
-
 // Lane l holds columns l, l + 32, ... of the query, a key or the output.
 template <typename T, typename C>
 __global__ void __launch_bounds__(kThreads)
@@ -52,7 +39,7 @@ __global__ void __launch_bounds__(kThreads)
       p.token_offsets[p.first_seq] + static_cast<int32_t>(item / p.num_heads);
   const int32_t head = static_cast<int32_t>(item % p.num_heads);
   const int32_t kv_head = head / (p.num_heads / p.num_kv_heads);
-  const int32_t seq = SeqOf(p, row);
+  const int32_t seq = SeqOfRow(p.token_offsets, p.first_seq, p.num_seqs, row);
   const int32_t first_row = p.token_offsets[seq];
   const int32_t context = p.context_lens[seq];
   const int32_t position = context + row - first_row;
@@ -112,7 +99,7 @@ __global__ void AppendKernel(const GeneralParams p, MatrixView k, MatrixView v,
   const int32_t row = p.token_offsets[p.first_seq] + blockIdx.y;
   const int32_t column = blockIdx.x * blockDim.x + threadIdx.x;
   if (column >= p.num_kv_heads * p.head_size) return;
-  const int32_t seq = SeqOf(p, row);
+  const int32_t seq = SeqOfRow(p.token_offsets, p.first_seq, p.num_seqs, row);
   const int32_t position = p.context_lens[seq] + row - p.token_offsets[seq];
   if (ring_positions > 0 && row + ring_positions < p.token_offsets[seq + 1])
     return;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/backends.h"
+#include "kernels/paged_attention_cuda.h"
 #include "tests/bench/kernels/harness.h"
 
 namespace switchyard::bench {
@@ -305,6 +306,46 @@ void CheckAll(Harness* h) {
   shape.block_size = 4;
   shape.seqs = mixed;
   check("mixed, blocks of 4", shape);
+  // Lengths and pasts around the tiles of the prefill kernels.
+  const std::vector<SeqShape> odd = {
+      {0, 2},   {0, 31},  {0, 33},   {0, 63},   {0, 64},   {0, 65},   {0, 127},
+      {0, 128}, {0, 129}, {0, 300},  {1, 2},    {7, 9},    {15, 17},  {16, 16},
+      {17, 61}, {95, 33}, {127, 2},  {128, 65}, {129, 63}, {255, 3},  {300, 57},
+      {640, 7}, {513, 5}, {1000, 3}, {256, 96}, {31, 97},  {63, 130}, {5, 251}};
+  shape = Shape();
+  shape.seqs = odd;
+  for (const int32_t head_size : {64, 128, 256}) {
+    for (const auto& [heads, kv_heads] :
+         {std::pair(4, 1), std::pair(2, 2), std::pair(7, 1)}) {
+      for (const int32_t block_size : {8, 16, 256}) {
+        shape.heads = heads;
+        shape.kv_heads = kv_heads;
+        shape.head_size = head_size;
+        shape.block_size = block_size;
+        check(absl::StrCat("odd, blocks of ", block_size, ",").c_str(), shape);
+      }
+    }
+    shape.heads = 4;
+    shape.kv_heads = 1;
+    for (const int32_t window : {1, 63, 130, 257}) {
+      for (const bool ring : {false, true}) {
+        shape.block_size = 32;
+        shape.window = window;
+        shape.ring = ring;
+        check("odd", shape);
+      }
+    }
+    shape.window = 0;
+    shape.ring = false;
+  }
+  shape = Shape();
+  shape.heads = 4;
+  shape.kv_heads = 2;
+  shape.seqs = {{0, 1300}, {2100, 200}};
+  check("long", shape);
+  shape.window = 700;
+  shape.ring = true;
+  check("long", shape);
   // More sequences than units in a block's share, and long ones among them.
   shape = Shape();
   shape.heads = 32;
@@ -366,6 +407,11 @@ class TimedAttention {
   }
 
   int num_sets() const { return num_sets_; }
+  // Scores and values alone, without the passes around them.
+  void RunPrefill() {
+    args_.blocks.ids = reinterpret_cast<uint32_t*>(ids_.get());
+    Ok(internal::AttentionPrefillWgmma(h_->context(), args_, 0));
+  }
   void Run(int set) {
     args_.blocks.ids = reinterpret_cast<uint32_t*>(ids_.get()) +
                        int64_t{set} * batch_ * args_.blocks.stride;
@@ -403,6 +449,10 @@ void TimeAll(Harness* h) {
                          window > 0 ? " window 4096" : ""),
             1, 4.0 * 32 * 128 * num_new * keys, Roof::kGemm,
             [&](int s) { timed.Run(s); });
+    h->Time(absl::StrCat("the same, the kernel alone, ", num_new, " after ",
+                         context, window > 0 ? " window 4096" : ""),
+            1, 4.0 * 32 * 128 * num_new * keys, Roof::kGemm,
+            [&](int) { timed.RunPrefill(); });
   }
 }
 
