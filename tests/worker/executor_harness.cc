@@ -24,32 +24,37 @@ absl::StatusOr<std::unique_ptr<ExecutorHarness>> ExecutorHarness::Create(
   std::unique_ptr<ExecutorHarness> harness(new ExecutorHarness);
   harness->options_ = options;
   SY_ASSIGN_OR_RETURN(harness->config_, LoadModelConfig(options.model_dir));
-  CacheSpecOptions cache;
-  cache.world_size = options.world_size;
-  cache.block_size = options.block_size;
-  SY_ASSIGN_OR_RETURN(harness->cache_spec_,
-                      CacheSpec::Create(harness->config_, cache));
   harness->collectives_ = MakeThreadCollectives(options.world_size);
 
   v1::ConfigureRequest request;
   request.set_model_dir(options.model_dir);
   request.set_world_size(options.world_size);
-  request.set_dtype("auto");
+  request.set_dtype(options.dtype);
   request.set_max_num_seqs(options.max_num_seqs);
   request.set_max_num_batched_tokens(options.max_num_batched_tokens);
   request.set_block_size(options.block_size);
   request.set_config_fingerprint(Fingerprint(harness->config_));
   request.set_poison_freed_cache(options.poison_freed_cache);
+  request.set_enable_graphs(options.enable_graphs);
+  request.set_batch_invariant(options.batch_invariant);
   LoadProgress progress;
+  CacheSpecOptions cache;
+  cache.world_size = options.world_size;
+  cache.block_size = options.block_size;
   for (int rank = 0; rank < options.world_size; ++rank) {
     request.set_rank(rank);
-    auto executor = std::make_unique<Executor>(MakeCpuDevice(1));
-    SY_RETURN_IF_ERROR(
-        executor->Load(request, *harness->collectives_[rank], progress)
-            .status());
+    SY_ASSIGN_OR_RETURN(std::unique_ptr<Device> device,
+                        MakeDevice(options.device, 1));
+    auto executor = std::make_unique<Executor>(std::move(device));
+    SY_ASSIGN_OR_RETURN(
+        const v1::ConfigureResponse response,
+        executor->Load(request, *harness->collectives_[rank], progress));
+    cache.kv_element_bytes = static_cast<int32_t>(response.kv_element_bytes());
     SY_RETURN_IF_ERROR(executor->AllocateCache(options.arena_bytes));
     harness->executors_.push_back(std::move(executor));
   }
+  SY_ASSIGN_OR_RETURN(harness->cache_spec_,
+                      CacheSpec::Create(harness->config_, cache));
   return harness;
 }
 
@@ -105,8 +110,7 @@ void ExecutorHarness::Add(v1::StepPlan& plan, uint64_t id, int32_t num_tokens) {
   step.set_start(sequence.num_cached);
   step.set_num_tokens(num_tokens);
   sequence.num_cached += num_tokens;
-  step.set_sample(sequence.num_cached ==
-                  static_cast<int32_t>(sequence.tokens.size()));
+  step.set_sample(sequence.num_cached == sequence.num_tokens());
   for (int32_t layer = 0; layer < config_.num_layers(); ++layer) {
     const int32_t mixer = sequence.placement[layer];
     const int64_t needed =
@@ -133,24 +137,51 @@ void ExecutorHarness::Finish(v1::StepPlan& plan, uint64_t id) {
   sequences_.erase(id);
 }
 
-absl::StatusOr<v1::StepResult> ExecutorHarness::Execute(
-    const v1::StepPlan& plan) {
-  std::vector<absl::StatusOr<v1::StepResult>> results(executors_.size());
+absl::Status ExecutorHarness::OnEveryRank(
+    const std::function<absl::Status(int32_t rank)>& action) {
+  std::vector<absl::Status> statuses(executors_.size());
   std::vector<std::thread> threads;
   const auto run = [&](size_t rank) {
-    results[rank] = executors_[rank]->Execute(plan);
-    if (!results[rank].ok()) collectives_[rank]->Abort();
+    statuses[rank] = action(rank);
+    if (!statuses[rank].ok()) collectives_[rank]->Abort();
   };
   for (size_t rank = 1; rank < executors_.size(); ++rank) {
     threads.emplace_back(run, rank);
   }
   run(0);
   for (std::thread& thread : threads) thread.join();
-  for (const auto& result : results) SY_RETURN_IF_ERROR(result.status());
-  for (const v1::SampledToken& token : results[0]->tokens()) {
-    sequences_.at(token.sequence_id()).tokens.push_back(token.token_id());
+  for (const absl::Status& status : statuses) SY_RETURN_IF_ERROR(status);
+  return absl::OkStatus();
+}
+
+absl::Status ExecutorHarness::Launch(const v1::StepPlan& plan) {
+  SY_RETURN_IF_ERROR(OnEveryRank(
+      [&](int32_t rank) { return executors_[rank]->Launch(plan); }));
+  for (const v1::SequenceStep& step : plan.batch()) {
+    if (step.sample()) ++sequences_.at(step.sequence_id()).num_pending;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::StepResult> ExecutorHarness::Collect() {
+  std::vector<v1::StepResult> results(executors_.size());
+  SY_RETURN_IF_ERROR(OnEveryRank([&](int32_t rank) -> absl::Status {
+    SY_ASSIGN_OR_RETURN(results[rank], executors_[rank]->Collect());
+    return absl::OkStatus();
+  }));
+  for (const v1::SampledToken& token : results[0].tokens()) {
+    const auto it = sequences_.find(token.sequence_id());
+    if (it == sequences_.end()) continue;
+    it->second.tokens.push_back(token.token_id());
+    --it->second.num_pending;
   }
   return results[0];
+}
+
+absl::StatusOr<v1::StepResult> ExecutorHarness::Execute(
+    const v1::StepPlan& plan) {
+  SY_RETURN_IF_ERROR(Launch(plan));
+  return Collect();
 }
 
 absl::StatusOr<std::vector<HarnessResult>> ExecutorHarness::Generate(
@@ -163,20 +194,27 @@ absl::StatusOr<std::vector<HarnessResult>> ExecutorHarness::Generate(
     running[Start(plan, requests[i])] = i;
     results[i].prompt_logprobs.resize(1);
   }
-  while (!running.empty()) {
-    int32_t budget = token_budget;
-    for (const bool decodes : {true, false}) {
-      for (const auto& [id, index] : running) {
-        const int32_t left = num_left(id);
-        if (left == 0 || (left == 1) != decodes || budget == 0) continue;
-        const int32_t num_tokens = std::min(left, budget);
-        Add(plan, id, num_tokens);
-        budget -= num_tokens;
+  const int max_in_flight = options_.overlapped ? StepExecutor::kMaxSteps : 1;
+  int in_flight = 0;
+  while (!running.empty() || in_flight > 0) {
+    while (!running.empty() && in_flight < max_in_flight) {
+      int32_t budget = token_budget;
+      for (const bool decodes : {true, false}) {
+        for (const auto& [id, index] : running) {
+          const int32_t left = num_left(id);
+          if (left == 0 || (left == 1) != decodes || budget == 0) continue;
+          const int32_t num_tokens = std::min(left, budget);
+          Add(plan, id, num_tokens);
+          budget -= num_tokens;
+        }
       }
+      plan.set_step_id(next_step_++);
+      SY_RETURN_IF_ERROR(Launch(plan));
+      plan.Clear();
+      ++in_flight;
     }
-    plan.set_step_id(next_step_++);
-    SY_ASSIGN_OR_RETURN(const v1::StepResult step, Execute(plan));
-    plan.Clear();
+    SY_ASSIGN_OR_RETURN(const v1::StepResult step, Collect());
+    --in_flight;
     for (const v1::PromptLogprobs& prompt : step.prompt_logprobs()) {
       HarnessResult& result = results[running.at(prompt.sequence_id())];
       SY_CHECK(prompt.start() == result.prompt_logprobs.size());
@@ -186,6 +224,7 @@ absl::StatusOr<std::vector<HarnessResult>> ExecutorHarness::Generate(
     }
     for (const v1::SampledToken& token : step.tokens()) {
       const uint64_t id = token.sequence_id();
+      if (running.count(id) == 0) continue;  // one too many
       HarnessResult& result = results[running.at(id)];
       result.tokens.push_back(token.token_id());
       result.logprobs.push_back(token.logprobs());

@@ -4,6 +4,7 @@
 #define SWITCHYARD_TESTS_WORKER_EXECUTOR_HARNESS_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -29,6 +30,13 @@ struct HarnessOptions {
   int32_t block_size = 16;
   int64_t arena_bytes = int64_t{32} << 20;
   bool poison_freed_cache = true;
+  std::string device = "cpu";
+  std::string dtype = "auto";
+  bool enable_graphs = false;
+  bool batch_invariant = false;
+  // Generate keeps two steps under way, and runs sequences until their last
+  // token has arrived, as a coordinator that waits for stop tokens does.
+  bool overlapped = false;
 };
 
 struct HarnessRequest {
@@ -70,13 +78,16 @@ class ExecutorHarness {
   // samples where they reach its end.
   void Add(v1::StepPlan& plan, uint64_t id, int32_t num_tokens);
   void Finish(v1::StepPlan& plan, uint64_t id);
-  // Runs the plan on every rank; the first rank's result, or the first error.
+  // Launches the plan on every rank; the first error.
+  absl::Status Launch(const v1::StepPlan& plan);
+  // The oldest launched step's result from the first rank, or the first error.
   // Sampled tokens join their sequences.
+  absl::StatusOr<v1::StepResult> Collect();
   absl::StatusOr<v1::StepResult> Execute(const v1::StepPlan& plan);
 
   int32_t num_left(uint64_t id) const {
     const Sequence& s = sequences_.at(id);
-    return static_cast<int32_t>(s.tokens.size()) - s.num_cached;
+    return s.num_tokens() - s.num_cached;
   }
   const std::vector<int32_t>& tokens(uint64_t id) const {
     return sequences_.at(id).tokens;
@@ -89,11 +100,19 @@ class ExecutorHarness {
   struct Sequence {
     Placement placement;
     std::vector<int32_t> tokens;
+    int32_t num_pending = 0;  // sampled by steps under way
     int32_t num_cached = 0;
+    int32_t num_tokens() const {
+      return static_cast<int32_t>(tokens.size()) + num_pending;
+    }
     std::vector<std::vector<uint32_t>> units;  // [layer]
   };
 
   ExecutorHarness() = default;
+
+  // On every rank at once; the first error.
+  absl::Status OnEveryRank(
+      const std::function<absl::Status(int32_t rank)>& action);
 
   uint32_t AllocateUnit(int64_t bytes);
   uint32_t PlacementId(v1::StepPlan& plan, const Placement& placement);

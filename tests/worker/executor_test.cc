@@ -94,6 +94,68 @@ TEST(ExecutorTest, MixedPlacementsEqualSoloRuns) {
   }
 }
 
+// The next step is launched before a step's tokens are known here.
+TEST(ExecutorTest, OverlappedStepsEqualStepsInTurn) {
+  std::vector<HarnessRequest> requests = MixedRequests();
+  requests[0].sampling.set_min_tokens(3);
+  requests[0].sampling.add_stop_token_ids(5);
+  requests[1].sampling.set_repetition_penalty(1.3f);
+  for (const int32_t world_size : {1, 2}) {
+    HarnessOptions options;
+    options.model_dir = kStochasticDir;
+    options.world_size = world_size;
+    const auto in_turn = ExecutorHarness::Create(options).value();
+    options.overlapped = true;
+    const auto overlapped = ExecutorHarness::Create(options).value();
+    for (const int32_t budget : {0, 11}) {
+      const auto want = in_turn->Generate(requests, budget);
+      const auto got = overlapped->Generate(requests, budget);
+      ASSERT_TRUE(want.ok()) << want.status();
+      ASSERT_TRUE(got.ok()) << got.status();
+      for (size_t i = 0; i < requests.size(); ++i) {
+        ExpectSame((*got)[i], (*want)[i],
+                   "request " + std::to_string(i) + " of world " +
+                       std::to_string(world_size));
+      }
+      EXPECT_EQ(overlapped->executor(0).num_cache_units_held(), 0);
+      EXPECT_EQ(overlapped->executor(0).num_sequences(), 0);
+    }
+  }
+}
+
+// A sequence may be forgotten, and another take its id, while its last step is
+// under way: the token that arrives late is not the newcomer's.
+TEST(ExecutorTest, ALateTokenDoesNotReachANewSequenceOfTheSameId) {
+  const auto harness = Harness(kTinyDir);
+  HarnessRequest request;
+  request.prompt = Prompt(6);
+  request.sampling.set_temperature(0);
+  v1::StepPlan first;
+  harness->Add(first, harness->Start(first, request), 6);
+  Executor& executor = harness->executor(0);
+  ASSERT_TRUE(executor.Launch(first).ok());
+
+  v1::StepPlan second = first;  // starts the same again, in the same cache
+  second.clear_placements();
+  second.add_finished(first.started(0).sequence_id());
+  ASSERT_TRUE(executor.Launch(second).ok());
+  const auto late = executor.Collect();
+  ASSERT_TRUE(late.ok()) << late.status();
+  const auto result = executor.Collect();
+  ASSERT_TRUE(result.ok()) << result.status();
+  ASSERT_EQ(result->tokens_size(), 1);
+  EXPECT_EQ(result->tokens(0).token_id(), late->tokens(0).token_id());
+
+  // It has seven tokens, not eight.
+  v1::StepPlan third;
+  v1::SequenceStep& step = *third.add_batch();
+  step.set_sequence_id(first.started(0).sequence_id());
+  step.set_start(6);
+  step.set_num_tokens(2);
+  EXPECT_THAT(std::string(executor.Launch(third).message()),
+              HasSubstr("runs to position 8, but has only 7 tokens"));
+}
+
 // Prefill, single tokens, prefill again on one sequence, against one prefill.
 class FollowUpTest : public ::testing::TestWithParam<const char*> {};
 

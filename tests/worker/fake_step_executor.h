@@ -36,6 +36,7 @@ struct FakeRank {
   uint64_t arena_bytes ABSL_GUARDED_BY(mutex) = 0;
   uint64_t prepared_epoch ABSL_GUARDED_BY(mutex) = 0;  // 0: none
   uint64_t committed_epoch ABSL_GUARDED_BY(mutex) = 0;
+  int num_warmed ABSL_GUARDED_BY(mutex) = 0;  // pieces
 };
 
 class FakeStepExecutor final : public StepExecutor {
@@ -116,13 +117,16 @@ class FakeStepExecutor final : public StepExecutor {
             absl::StrCat("there is no mixer \"", name, "\""));
       }
     }
-    num_to_warm_ = 3;
     absl::MutexLock lock(&rank_.mutex);
     rank_.prepared_epoch = epoch;
     return absl::OkStatus();
   }
 
-  absl::StatusOr<bool> Warm() override { return num_to_warm_-- > 1; }
+  // In three pieces.
+  absl::StatusOr<bool> Warm() override {
+    absl::MutexLock lock(&rank_.mutex);
+    return ++rank_.num_warmed % 3 != 0;
+  }
 
   absl::Status CommitPlacement(uint64_t epoch) override {
     absl::MutexLock lock(&rank_.mutex);
@@ -145,7 +149,6 @@ class FakeStepExecutor final : public StepExecutor {
   FakeRank& rank_;
   Collective* collective_ = nullptr;
   std::deque<v1::StepResult> results_;  // launched
-  int num_to_warm_ = 0;
 };
 
 inline WorkerBackend FakeBackend(FakeRank& rank) {

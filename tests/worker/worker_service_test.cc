@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <thread>
@@ -197,6 +198,66 @@ TEST_F(WorkerServiceTest, AFailedStepIsReportedAndEndsTheGroup) {
   EXPECT_TRUE(absl::IsInternal(Outcome()));
   absl::MutexLock lock(&rank_.mutex);
   EXPECT_EQ(rank_.steps, std::vector<uint64_t>{1});
+}
+
+// The device of the fake is at work on the first step until the second one has
+// been launched.
+TEST_F(WorkerServiceTest, LaunchesTheNextStepWhileOneIsUnderWay) {
+  std::atomic<int> most{0};
+  rank_.is_ready = [&most](int num_steps) {
+    if (num_steps > most) most = num_steps;
+    return most == 2;
+  };
+  MakeReady();
+  grpc::ClientContext context;
+  auto stream = stub_->Execute(&context);
+  for (uint64_t id = 1; id <= 4; ++id) ASSERT_TRUE(stream->Write(Plan(id)));
+  v1::StepResult result;
+  for (uint64_t id = 1; id <= 4; ++id) {
+    ASSERT_TRUE(stream->Read(&result));
+    EXPECT_EQ(result.step_id(), id);
+    EXPECT_EQ(result.code(), 0);
+    ASSERT_EQ(result.tokens_size(), 1);
+    EXPECT_EQ(result.tokens(0).sequence_id(), 100 + id);
+  }
+  EXPECT_EQ(most, 2);
+}
+
+// A step that never ends does not keep the session from ending.
+TEST_F(WorkerServiceTest, EndsWhileAStepIsUnderWay) {
+  absl::Notification asked;
+  rank_.is_ready = [&asked](int) {
+    if (!asked.HasBeenNotified()) asked.Notify();
+    return false;
+  };
+  MakeReady();
+  grpc::ClientContext context;
+  auto stream = stub_->Execute(&context);
+  ASSERT_TRUE(stream->Write(Plan(1)));
+  ASSERT_TRUE(stream->Write(Plan(2)));
+  ASSERT_TRUE(asked.WaitForNotificationWithTimeout(kSoon));
+  service_->session().End(absl::UnavailableError("a peer is gone"));
+  v1::StepResult result;
+  for (uint64_t id = 1; id <= 2; ++id) {
+    ASSERT_TRUE(stream->Read(&result));
+    EXPECT_EQ(result.step_id(), id);
+    EXPECT_NE(result.code(), 0);
+    EXPECT_TRUE(absl::StrContains(result.message(), "a peer is gone"));
+  }
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(WorkerServiceTest, WarmsAPlacementBetweenSteps) {
+  MakeReady();
+  grpc::ClientContext context;
+  v1::PreparePlacementRequest request;
+  request.set_epoch(7);
+  request.add_mixer_names("gdn");
+  v1::PreparePlacementResponse response;
+  ASSERT_TRUE(stub_->PreparePlacement(&context, request, &response).ok());
+  absl::MutexLock lock(&rank_.mutex);
+  EXPECT_EQ(rank_.prepared_epoch, 7);
+  EXPECT_EQ(rank_.num_warmed, 3);
 }
 
 TEST_F(WorkerServiceTest, ASkippedStepIsAnError) {
