@@ -41,15 +41,23 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
               "plan a step while the one before it runs");
 
   flags->Section("Memory and numbers");
-  flags->Bytes("cache-bytes", &options->cache_bytes,
-               "cache of each rank, e.g. 2GiB (default: what a GPU has left; on "
-               "a CPU an eighth of the free memory, at most 2GiB)");
+  flags->Bytes(
+      "cache-bytes", &options->cache_bytes,
+      "cache of each rank, e.g. 2GiB (default: what a GPU has left; on "
+      "a CPU an eighth of the free memory, at most 2GiB)");
   flags->Int("block-size", &options->block_size, 1, 1024,
              "tokens in a block of the attention cache");
   flags->Choice("dtype", &options->dtype, {"auto", "fp32", "bf16"},
                 "of weights and cache; auto: what suits the device");
   flags->Bool("poison-freed-cache", &options->poison_freed_cache,
               "fill freed cache with NaN, to find reads of it");
+
+  flags->Section("Logs, on stderr");
+  flags->Choice("log-format", &options->log_format, {"text", "json"},
+                "one line per event, for people or for machines");
+  flags->Choice("log-level", &options->log_level,
+                {"debug", "info", "warning", "error"},
+                "what is logged at least; debug: every step");
 
   flags->Section("Patience");
   flags->Duration("connect-timeout", &options->connect_timeout,

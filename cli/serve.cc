@@ -1,7 +1,6 @@
 #include "cli/serve.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -16,6 +15,7 @@
 #include "cli/subprocess.h"
 #include "coordinator/coordinator_main.h"
 #include "kernels/status.h"
+#include "log/log.h"
 
 namespace switchyard {
 namespace {
@@ -27,7 +27,23 @@ struct LocalWorkersOptions {
   int world_size = 1;
   std::string device = "auto";
   int threads = 0;  // per worker; 0: the machine's cores, shared out
+  std::vector<std::string> log_flags;
 };
+
+void StartLog(const CoordinatorOptions& options) {
+  LogOptions log;
+  log.format = ParseLogFormat(options.log_format).value_or(log.format);
+  log.level = ParseLogLevel(options.log_level).value_or(log.level);
+  log.component = "coordinator";
+  ConfigureLog(log);
+}
+
+// Says why nothing can be served, in the log's own format.
+int FailServing(const absl::Status& status) {
+  Log(LogLevel::kError, status.message(),
+      {{"code", absl::StatusCodeToString(status.code())}});
+  return kExitFailure;
+}
 
 // The workers of `serve`: processes of this binary, one per rank.
 class LocalWorkers {
@@ -59,13 +75,11 @@ class LocalWorkers {
     for (size_t rank = 0; rank < processes_.size(); ++rank) {
       const absl::StatusOr<int> code = processes_[rank]->Wait(deadline);
       if (!code.ok() || *code == 0) continue;
-      std::fprintf(stderr,
-                   *code > 128
-                       ? "switchyard: the worker of rank %zu was ended by "
-                         "signal %d\n"
-                       : "switchyard: the worker of rank %zu ended with exit "
-                         "code %d\n",
-                   rank, *code > 128 ? *code - 128 : *code);
+      Log(LogLevel::kError,
+          *code > 128
+              ? absl::StrCat("the worker was ended by signal ", *code - 128)
+              : absl::StrCat("the worker ended with exit code ", *code),
+          {{"rank", rank}});
     }
     processes_.clear();
   }
@@ -82,8 +96,12 @@ class LocalWorkers {
                             : std::max(1, (cores - 1) / options.world_size);
     const std::string device =
         options.device == "cuda" ? absl::StrCat("cuda:", rank) : options.device;
-    return {"worker", "--port=0", absl::StrCat("--device=", device),
-            absl::StrCat("--threads=", threads), "--exit-with-parent"};
+    std::vector<std::string> arguments = {
+        "worker", "--port=0", absl::StrCat("--device=", device),
+        absl::StrCat("--threads=", threads), "--exit-with-parent"};
+    arguments.insert(arguments.end(), options.log_flags.begin(),
+                     options.log_flags.end());
+    return arguments;
   }
 
   std::vector<std::unique_ptr<Subprocess>> processes_;  // by rank
@@ -112,13 +130,16 @@ int ServeCommand(absl::Span<const std::string> args) {
             "of each rank on the CPU; 0: all cores but one, shared out");
   AddEngineFlags(&options, &flags);
   if (std::optional<int> code = flags.ParseOrExitCode(args)) return *code;
+  StartLog(options);
+  local.log_flags = {absl::StrCat("--log-format=", options.log_format),
+                     absl::StrCat("--log-level=", options.log_level)};
 
   absl::StatusOr<std::unique_ptr<CoordinatorModel>> model =
       LoadCoordinatorModel(options, local.world_size);
-  if (!model.ok()) return Fail("serve", model.status());
+  if (!model.ok()) return FailServing(model.status());
   LocalWorkers workers;
   if (absl::Status status = workers.Start(local); !status.ok()) {
-    return Fail("serve", status);
+    return FailServing(status);
   }
   const int exit_code =
       RunCoordinator(options, model->get(), workers.addresses());
@@ -142,10 +163,11 @@ int CoordinatorCommand(absl::Span<const std::string> args) {
              kRequired);
   AddEngineFlags(&options, &flags);
   if (std::optional<int> code = flags.ParseOrExitCode(args)) return *code;
+  StartLog(options);
 
   absl::StatusOr<std::unique_ptr<CoordinatorModel>> model =
       LoadCoordinatorModel(options, static_cast<int32_t>(workers.size()));
-  if (!model.ok()) return Fail("coordinator", model.status());
+  if (!model.ok()) return FailServing(model.status());
   return RunCoordinator(options, model->get(), workers);
 }
 

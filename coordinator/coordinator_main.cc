@@ -188,13 +188,13 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
   Metrics metrics(metrics_options);
   EngineTelemetry telemetry(group->facts(), model->placements->default_name(),
                             &metrics);
+  const uint64_t model_epoch = model->placements->epoch();
   EngineOptions engine_options = options.engine;
   engine_options.observer = &telemetry;
   Engine engine(engine_options, &model->served, *std::move(model->placements),
                 std::move(cache_spec), group.get(),
-                [&events](const absl::Status& why) {
-                  Log(why.message());
-                  events.Lost();
+                [&events](const absl::Status&) {
+                  events.Lost();  // the observer has logged it
                 });
   SY_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
                       Server::Start(options.server, &engine, &model->served));
@@ -205,17 +205,22 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
                       MetricsServer::Start(metrics_port, &metrics));
   LivenessMonitor liveness(
       options.liveness_timeout, [&engine] { return engine.overdue(); },
-      [&health, &server, &options](bool alive) {
-        Log(alive
-                ? "the step loop goes on"
-                : absl::StrCat("no step has ended within ",
-                               absl::FormatDuration(options.liveness_timeout)));
+      [&health, &server, &metrics, &options](bool alive) {
+        if (alive) {
+          Log(LogLevel::kInfo, "the step loop goes on");
+        } else {
+          Log(LogLevel::kError, "no step has ended in time",
+              {{"liveness_timeout_seconds",
+                absl::ToDoubleSeconds(options.liveness_timeout)}});
+        }
+        metrics.SetAlive(alive);
         health->Set("", alive);
         server->SetAlive(alive);
       });
   PresetsWatcher presets(
       options.presets_file, &model->served.config,
-      [&engine](Presets now) { return engine.ReplaceFilePresets(now); }, Log);
+      [&engine](Presets now) { return engine.ReplaceFilePresets(now); },
+      [](absl::string_view line) { Log(line); });
   if (!options.presets_file.empty()) presets.Start(kPresetsInterval);
   events.Serving();
   set_ready(true);
@@ -223,6 +228,12 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
               server->address().c_str(), server->admin_address().c_str(),
               metrics_server->address().c_str());
   std::fflush(stdout);
+
+  Log(LogLevel::kInfo, "serving",
+      {{"address", server->address()},
+       {"admin_address", server->admin_address()},
+       {"metrics_address", metrics_server->address()},
+       {"epoch", model_epoch}});
 
   events.WaitForSignalOrLoss();
   set_ready(false);
@@ -286,7 +297,7 @@ int RunCoordinator(const CoordinatorOptions& options, CoordinatorModel* model,
   }
   const absl::StatusOr<int> exit_code = Serve(options, model, workers);
   if (exit_code.ok()) return *exit_code;
-  Log(exit_code.status().message());
+  Log(LogLevel::kError, exit_code.status().message());
   return 1;
 }
 

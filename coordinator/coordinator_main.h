@@ -38,6 +38,9 @@ struct CoordinatorOptions {
   // Prometheus scrapes here, on the host of `server`; 0: any free one.
   int metrics_port = 8003;
 
+  std::string log_format = "text";  // ParseLogFormat
+  std::string log_level = "info";   // ParseLogLevel
+
   absl::Duration connect_timeout = absl::Seconds(30);
   absl::Duration step_timeout = absl::Seconds(60);
   absl::Duration drain_timeout = absl::Seconds(30);

@@ -2,11 +2,8 @@
 
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
-#include "coordinator/log.h"
 #include "kernels/status.h"
 
 namespace switchyard {
@@ -155,9 +152,6 @@ absl::StatusOr<PlacementSwitch> Engine::Switch(
     runner_->AbortPlacement(epoch).IgnoreError();
     return done;
   }
-  Log(absl::StrCat("the default placement is now ",
-                   target.preset.empty() ? "" : target.preset + ": ",
-                   absl::StrJoin(mixers.names(), ","), " (epoch ", epoch, ")"));
   return done;
 }
 

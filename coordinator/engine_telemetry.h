@@ -1,4 +1,4 @@
-// Turns what the engine reports into metrics.
+// Turns what the engine reports into metrics and log lines.
 #ifndef SWITCHYARD_COORDINATOR_ENGINE_TELEMETRY_H_
 #define SWITCHYARD_COORDINATOR_ENGINE_TELEMETRY_H_
 
@@ -33,18 +33,28 @@ class EngineTelemetry final : public EngineObserver {
 
  private:
   struct StepInFlight {
+    uint64_t step_id = 0;
+    uint64_t epoch = 0;
+    int num_sequences = 0;
     SteadyTime submitted;
     int64_t num_tokens = 0;
     bool is_prefill = false;
   };
 
   void EndRequest(RequestTrace* request, SteadyTime now);
+  void LogEnd(const RequestTrace& request, absl::string_view reason,
+              SteadyTime now) const;
+  // Says so, now and then, when requests take the cache from each other.
+  void WatchPreemptions(const EngineState& state);
 
   Metrics* const metrics_;
   // The engine's thread only.
   std::deque<StepInFlight> in_flight_;
   SteadyTime last_step_;
   int64_t num_preemptions_ = 0;
+  uint64_t last_step_id_ = 0;
+  SteadyTime window_start_;  // of the count of preemptions
+  int64_t num_preemptions_before_ = 0;
 };
 
 }  // namespace switchyard

@@ -14,6 +14,7 @@
 #include "absl/synchronization/mutex.h"
 #include "coordinator/client_status.h"
 #include "coordinator/generate_stream.h"
+#include "coordinator/log.h"
 #include "coordinator/request.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
@@ -67,13 +68,17 @@ class GenerationService::Impl final : public Base {
       const grpc::ByteBuffer* bytes) override {
     absl::StatusOr<v1::GenerateRequest> message =
         Parse<v1::GenerateRequest>(bytes);
-    if (!message.ok()) return new RefusedStream(message.status());
+    if (!message.ok()) return Refuse("", message.status());
     std::string assigned_id;
     uint64_t seed = 0;
     Draw(&assigned_id, &seed);
     absl::StatusOr<EngineRequest> request =
         ParseGenerateRequest(*message, *model_, assigned_id, seed);
-    if (!request.ok()) return new RefusedStream(request.status());
+    if (!request.ok()) {
+      return Refuse(
+          message->request_id().empty() ? assigned_id : message->request_id(),
+          request.status());
+    }
     auto* stream = new GenerateStream(engine_, request->request_id);
     stream->Start(*std::move(request));
     return stream;
@@ -119,6 +124,14 @@ class GenerationService::Impl final : public Base {
   }
 
  private:
+  static RefusedStream* Refuse(absl::string_view request_id,
+                               const absl::Status& why) {
+    Log(LogLevel::kInfo, "request refused",
+        {{"request_id", request_id.substr(0, kMaxRequestIdBytes)},
+         {"code", absl::StatusCodeToString(why.code())}});
+    return new RefusedStream(why);
+  }
+
   void Draw(std::string* request_id, uint64_t* seed)
       ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);

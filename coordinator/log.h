@@ -1,21 +1,14 @@
-// The coordinator's log: short lines on stderr.
+// The coordinator's log: the process's, see log/log.h.
 #ifndef SWITCHYARD_COORDINATOR_LOG_H_
 #define SWITCHYARD_COORDINATOR_LOG_H_
 
-#include <cstdio>
-#include <string>
-
-#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "log/log.h"
 
 namespace switchyard {
 
-// One line, written whole, so that lines of several threads and processes do
-// not mix. Any thread.
-inline void Log(absl::string_view line) {
-  const std::string text = absl::StrCat("switchyard: ", line, "\n");
-  std::fwrite(text.data(), 1, text.size(), stderr);
-}
+// A line without fields for whoever reads along.
+inline void Log(absl::string_view line) { Log(LogLevel::kInfo, line); }
 
 }  // namespace switchyard
 

@@ -249,6 +249,12 @@ void Metrics::BuildEngine() {
                             "1 while the group of ranks serves, 0 "
                             "once it is lost.")
                   .Add({});
+  alive_ =
+      &make.NewGauge("alive",
+                     "1 while the step loop goes on, as the health service "
+                     "says; 0 while a step is overdue.")
+           .Add({});
+  alive_->Set(1);
   epoch = &make.NewGauge("epoch",
                          "Version of the default placement and the presets.")
                .Add({});
@@ -339,6 +345,8 @@ prometheus::Counter* Metrics::Switches(const std::string& policy,
 prometheus::Counter* Metrics::Refused(const std::string& code) {
   return &families_->refused.Add({{"code", code}});
 }
+
+void Metrics::SetAlive(bool alive) { alive_->Set(alive ? 1 : 0); }
 
 void Metrics::SetDefaultPlacement(absl::string_view name) {
   absl::MutexLock lock(&mutex_);

@@ -91,6 +91,9 @@ class Metrics {
   // default_placement_info is 1 for `name`, and there is no other.
   void SetDefaultPlacement(absl::string_view name) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // What the health service says of the step loop; at first that it lives.
+  void SetAlive(bool alive);
+
   // [num_ranks]
   const std::vector<RankMetrics>& ranks() const { return ranks_; }
 
@@ -122,6 +125,7 @@ class Metrics {
   const std::unique_ptr<Families> families_;
   const std::vector<double> token_buckets_;  // 1, 2, 5, 10, ... to the context
   std::vector<RankMetrics> ranks_;
+  prometheus::Gauge* alive_ = nullptr;
 
   absl::Mutex mutex_;
   std::map<std::string, PlacementMetrics, std::less<>> placements_

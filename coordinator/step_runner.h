@@ -19,6 +19,7 @@ struct RankFacts {
   std::string address;
   std::string device;
   uint64_t weights_bytes = 0;
+  uint64_t workspace_bytes = 0;
 };
 
 // Constant once the group is ready.
@@ -32,6 +33,11 @@ struct GroupFacts {
 struct RankStep {
   absl::Duration execute_time;
   absl::Duration collective_time;  // of which in collectives
+  // By the device's own clock, if it has one: else both are 0.
+  absl::Duration device_time;
+  absl::Duration device_idle;  // since the step before it
+  bool replayed_graph = false;
+  absl::Duration record_time;  // spent recording a graph; 0: recorded none
 };
 
 // A step on which all ranks agree.
@@ -42,6 +48,10 @@ struct StepOutcome {
   absl::Duration round_trip;       // from Submit to the last rank's result
   std::vector<RankStep> ranks;     // [world_size], by rank
 };
+
+// The payload of the status of a lost group that holds the rank at fault, as a
+// decimal number; not there if no single rank is.
+inline constexpr char kLostRankPayload[] = "switchyard/lost-rank";
 
 // Thread safety: Submit and NextResult are called by one thread, the engine's;
 // everything else may be called from any thread at any time.

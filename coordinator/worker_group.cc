@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
@@ -36,6 +37,11 @@ bool MayBeAnEcho(uint32_t code) {
     default:
       return false;
   }
+}
+
+absl::Status OfRank(size_t rank, absl::Status status) {
+  status.SetPayload(kLostRankPayload, absl::Cord(absl::StrCat(rank)));
+  return status;
 }
 
 class WorkerGroupImpl final : public WorkerGroup {
@@ -218,8 +224,9 @@ class WorkerGroupImpl final : public WorkerGroup {
         poorest = r;
       }
       usual = std::min(usual, response.default_cache_bytes());
-      facts_.ranks.push_back(
-          {options_.addresses[r], response.device(), response.weights_bytes()});
+      facts_.ranks.push_back({options_.addresses[r], response.device(),
+                              response.weights_bytes(),
+                              response.workspace_bytes()});
     }
     if (options_.cache_bytes > available) {
       return absl::ResourceExhaustedError(absl::StrCat(
@@ -277,17 +284,18 @@ class WorkerGroupImpl final : public WorkerGroup {
           [rank](const Step& step) { return !step.results[rank].has_value(); });
       if (step == in_flight_.end() || result.step_id() != step->step_id ||
           result.rank() != rank) {
-        failure = absl::UnavailableError(absl::StrCat(
-            ranks_.Name(rank), " answered as rank ", result.rank(),
-            " for step ", result.step_id(), " when ",
-            step == in_flight_.end()
-                ? "no step was due"
-                : absl::StrCat("step ", step->step_id, " was due")));
+        failure = OfRank(
+            rank, absl::UnavailableError(absl::StrCat(
+                      ranks_.Name(rank), " answered as rank ", result.rank(),
+                      " for step ", result.step_id(), " when ",
+                      step == in_flight_.end()
+                          ? "no step was due"
+                          : absl::StrCat("step ", step->step_id, " was due"))));
       } else if (result.code() != 0) {
         reported_error_[rank] = true;
-        failure = absl::UnavailableError(
-            absl::StrCat(ranks_.Name(rank), " failed step ", result.step_id(),
-                         ": ", result.message()));
+        failure = OfRank(rank, absl::UnavailableError(absl::StrCat(
+                                   ranks_.Name(rank), " failed step ",
+                                   result.step_id(), ": ", result.message())));
         if (MayBeAnEcho(result.code())) {
           if (echo_.ok()) {
             echo_ = failure;
@@ -313,26 +321,35 @@ class WorkerGroupImpl final : public WorkerGroup {
                    ? absl::StrCat("after step ", last_submitted_)
                    : absl::StrCat("during step ", in_flight_.front().step_id);
     }
-    (void)Lose(absl::UnavailableError(absl::StrCat(
-        ranks_.Name(rank), " is gone ", during, ": ",
-        status.ok() ? "it ended its stream" : std::string(status.message()))));
+    (void)Lose(OfRank(rank, absl::UnavailableError(absl::StrCat(
+                                ranks_.Name(rank), " is gone ", during, ": ",
+                                status.ok() ? "it ended its stream"
+                                            : std::string(status.message())))));
   }
 
   // The missed deadline of the oldest step, naming who has not answered.
   absl::Status Overdue() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const Step& step = in_flight_.front();
     std::vector<std::string> silent;
-    for (size_t r = 0; r < ranks_.size(); ++r)
-      if (!step.results[r].has_value()) silent.push_back(ranks_.Name(r));
-    return absl::UnavailableError(
+    size_t last_silent = 0;
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      if (step.results[r].has_value()) continue;
+      silent.push_back(ranks_.Name(r));
+      last_silent = r;
+    }
+    const absl::Status overdue = absl::UnavailableError(
         absl::StrCat("step ", step.step_id, " missed its deadline of ",
                      absl::FormatDuration(options_.step_timeout),
                      "; no answer from ", absl::StrJoin(silent, ", ")));
+    return silent.size() == 1 ? OfRank(last_silent, overdue) : overdue;
   }
 
   // The end of the group; the first cause stands, and is returned.
   absl::Status Lose(const absl::Status& why) {
-    const absl::Status lost = absl::UnavailableError(why.message());
+    absl::Status lost = absl::UnavailableError(why.message());
+    if (const auto rank = why.GetPayload(kLostRankPayload)) {
+      lost.SetPayload(kLostRankPayload, *rank);
+    }
     std::function<void(const absl::Status&)> on_failure;
     {
       absl::MutexLock lock(&mutex_);
@@ -359,7 +376,11 @@ class WorkerGroupImpl final : public WorkerGroup {
     outcome.ranks.reserve(step.results.size());
     for (const std::optional<v1::StepResult>& result : step.results) {
       outcome.ranks.push_back({absl::Milliseconds(result->execute_ms()),
-                               absl::Milliseconds(result->collective_ms())});
+                               absl::Milliseconds(result->collective_ms()),
+                               absl::Milliseconds(result->device_ms()),
+                               absl::Milliseconds(result->device_idle_ms()),
+                               result->graph(),
+                               absl::Milliseconds(result->record_ms())});
       if (result->execute_ms() <= slowest_ms) continue;
       slowest_ms = result->execute_ms();
       outcome.execute_time = absl::Milliseconds(result->execute_ms());

@@ -96,6 +96,7 @@ absl::StatusOr<v1::ConfigureResponse> Executor::Load(
   const int64_t available_bytes = std::max<int64_t>(
       0, free_bytes - kReserveBytes - CacheStore::PaddingBytes(*cache_spec_));
   response.set_available_cache_bytes(available_bytes);
+  response.set_workspace_bytes(workspace_.bytes());
   response.set_default_cache_bytes(
       device_->type() == DeviceType::kCpu
           ? std::min(available_bytes / 8, kDefaultCpuCacheBytes)

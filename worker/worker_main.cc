@@ -48,8 +48,8 @@ absl::Status CheckDevice(absl::string_view device) {
 }
 
 int Fail(const absl::Status& status, int exit_code) {
-  std::fprintf(stderr, "switchyard worker: %s\n",
-               std::string(status.message()).c_str());
+  Log(LogLevel::kError, status.message(),
+      {{"code", absl::StatusCodeToString(status.code())}});
   return exit_code;
 }
 
@@ -82,6 +82,8 @@ int Serve(const WorkerOptions& options,
     health = *std::move(started);
     std::printf("health on %s\n", health->address().c_str());
   }
+  Log(LogLevel::kInfo, "listening",
+      {{"address", absl::StrCat(options.listen, ":", (*service)->port())}});
   std::printf("worker listening on %s:%d\n", options.listen.c_str(),
               (*service)->port());
   std::fflush(stdout);
@@ -113,6 +115,8 @@ usage: switchyard worker [flags]
   --threads N              threads of the CPU device (default: as many as there are cores)
   --collective-timeout S   seconds that a step waits for a silent peer (default 20)
   --exit-with-parent       stop when the process that started this one does
+  --log-format FORMAT      text or json; one line per event on stderr (default text)
+  --log-level LEVEL        debug, info, warning or error (default info)
   --help                   this text
 )";
 }
@@ -138,7 +142,8 @@ absl::StatusOr<WorkerOptions> ParseWorkerOptions(
     }
     if (flag != "--port" && flag != "--health-port" && flag != "--listen" &&
         flag != "--device" && flag != "--threads" &&
-        flag != "--collective-timeout") {
+        flag != "--collective-timeout" && flag != "--log-format" &&
+        flag != "--log-level") {
       return absl::InvalidArgumentError(absl::StrCat(
           "unknown argument \"", args[i], "\"; --help lists the flags"));
     }
@@ -154,6 +159,21 @@ absl::StatusOr<WorkerOptions> ParseWorkerOptions(
       const absl::Status known = CheckDevice(*value);
       if (!known.ok()) return known;
       options.device = *value;
+    } else if (flag == "--log-format") {
+      const std::optional<LogFormat> format = ParseLogFormat(*value);
+      if (!format.has_value()) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "--log-format is \"", *value, "\"; it must be text or json"));
+      }
+      options.log_format = *format;
+    } else if (flag == "--log-level") {
+      const std::optional<LogLevel> level = ParseLogLevel(*value);
+      if (!level.has_value()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--log-level is \"", *value,
+                         "\"; it must be debug, info, warning or error"));
+      }
+      options.log_level = *level;
     } else if (flag == "--port") {
       number = ParseInt(flag, *value, 0, 65535);
       options.port = number.value_or(0);
@@ -180,6 +200,11 @@ int WorkerMain(absl::Span<const std::string> args,
     std::fputs(WorkerHelp().c_str(), stdout);
     return 0;
   }
+  LogOptions log;
+  log.format = options->log_format;
+  log.level = options->log_level;
+  log.component = "worker";
+  ConfigureLog(log);
   return Serve(*options, make_backend);
 }
 

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "log/log.h"
 #include "worker/step_executor.h"
 
 namespace switchyard {
@@ -21,6 +22,8 @@ struct WorkerOptions {
   int num_threads = 0;               // of the CPU device; 0: its choice
   absl::Duration collective_timeout = absl::Seconds(20);
   bool exit_with_parent = false;
+  LogFormat log_format = LogFormat::kText;
+  LogLevel log_level = LogLevel::kInfo;
   bool help = false;
 };
 

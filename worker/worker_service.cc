@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/grpc_status.h"
 #include "switchyard/v1/worker.grpc.pb.h"
+#include "worker/worker_log.h"
 
 namespace switchyard {
 namespace {
@@ -47,7 +48,9 @@ class StepStream final
       if (closed_) return;
       ++num_executing_;
     }
+    LogPlan(plan_);
     session_.Execute(std::move(plan_), [self = self_](v1::StepResult result) {
+      LogResult(result);
       {
         absl::MutexLock lock(&self->mutex_);
         self->results_.push_back(std::move(result));
@@ -128,6 +131,8 @@ class ConfigureCall final : public grpc::ServerUnaryReactor {
   ConfigureCall(WorkerSession& session, const v1::ConfigureRequest& request,
                 v1::ConfigureResponse* response)
       : session_(session) {
+    // The request and this call may be gone when Configure returns.
+    const v1::ConfigureRequest wanted = request;
     const absl::Status refusal = session.Configure(
         request,
         [this, response](absl::StatusOr<v1::ConfigureResponse> result) {
@@ -135,6 +140,7 @@ class ConfigureCall final : public grpc::ServerUnaryReactor {
           Finish(ToGrpcStatus(result.status()));
         });
     accepted_ = refusal.ok();
+    if (refusal.ok()) LogConfigured(wanted);
     if (!accepted_) Finish(ToGrpcStatus(refusal));
   }
 
@@ -273,7 +279,7 @@ class Service final : public WorkerService,
         request->epoch(),
         std::vector<std::string>(request->mixer_names().begin(),
                                  request->mixer_names().end()),
-        FinishWith(reactor));
+        LogAndFinish("prepare", request->epoch(), reactor));
     return reactor;
   }
 
@@ -282,7 +288,8 @@ class Service final : public WorkerService,
       const v1::CommitPlacementRequest* request,
       v1::CommitPlacementResponse*) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    session_.CommitPlacement(request->epoch(), FinishWith(reactor));
+    session_.CommitPlacement(request->epoch(),
+                             LogAndFinish("commit", request->epoch(), reactor));
     return reactor;
   }
 
@@ -291,7 +298,8 @@ class Service final : public WorkerService,
       const v1::AbortPlacementRequest* request,
       v1::AbortPlacementResponse*) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    session_.AbortPlacement(request->epoch(), FinishWith(reactor));
+    session_.AbortPlacement(request->epoch(),
+                            LogAndFinish("abort", request->epoch(), reactor));
     return reactor;
   }
 
@@ -333,6 +341,14 @@ class Service final : public WorkerService,
   static WorkerSession::DoneStatus FinishWith(
       grpc::ServerUnaryReactor* reactor) {
     return [reactor](absl::Status status) {
+      reactor->Finish(ToGrpcStatus(status));
+    };
+  }
+
+  static WorkerSession::DoneStatus LogAndFinish(
+      const char* phase, uint64_t epoch, grpc::ServerUnaryReactor* reactor) {
+    return [phase, epoch, reactor](absl::Status status) {
+      LogPlacementChange(phase, epoch, status);
       reactor->Finish(ToGrpcStatus(status));
     };
   }
