@@ -23,6 +23,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "cli/align_report.h"
+#include "cli/client_flags.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/golden_file.h"
@@ -38,6 +39,7 @@ struct AlignOptions {
   std::string model_dir;
   std::string golden_path;
   std::optional<std::string> target;
+  ClientFiles files;
   std::string device = "auto";
   std::string dtype = "auto";
   int tensor_parallel_size = 1;
@@ -166,12 +168,11 @@ absl::Status CompareForced(v1::GenerationService::Stub& stub,
 }
 
 absl::StatusOr<std::vector<AlignReport>> Compare(
-    const std::string& target, const std::vector<GoldenCase>& cases,
-    int concurrency) {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(-1);
-  auto stub = v1::GenerationService::NewStub(grpc::CreateCustomChannel(
-      target, grpc::InsecureChannelCredentials(), arguments));
+    const std::string& target, const ClientFiles& files,
+    const std::vector<GoldenCase>& cases, int concurrency) {
+  SY_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel,
+                      Dial(target, files));
+  auto stub = v1::GenerationService::NewStub(channel);
   std::vector<AlignReport> case_reports;
   for (const GoldenCase& golden : cases) {
     case_reports.emplace_back(golden.placement.empty()
@@ -267,6 +268,7 @@ int AlignCommand(absl::Span<const std::string> args) {
   flags.Int("tensor-parallel-size", &options.tensor_parallel_size, 1, 64,
             "of the server that is started");
   flags.Int("concurrency", &options.concurrency, 1, 256, "cases at a time");
+  AddClientFlags(&options.files, &flags);
   flags.Section("Limits: exit with 1 when");
   flags.Real("min-margin", &options.min_margin, 0, 100,
              "a token differs although the reference's first choice leads by "
@@ -294,7 +296,7 @@ int AlignCommand(absl::Span<const std::string> args) {
     server = *std::move(started);
   }
   absl::StatusOr<std::vector<AlignReport>> reports =
-      Compare(target, *cases, options.concurrency);
+      Compare(target, options.files, *cases, options.concurrency);
   if (server != nullptr) {
     server->Signal(SIGTERM);
     (void)server->Wait(absl::Now() + absl::Seconds(30));

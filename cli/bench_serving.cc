@@ -19,6 +19,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "cli/bench.h"
+#include "cli/client_flags.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/placement_arg.h"
@@ -41,6 +42,7 @@ struct ServingOptions {
   std::optional<std::string> placement;
   std::optional<std::string> json_path;
   std::vector<std::string> serve_flags;
+  ClientFiles files;
 };
 
 // One line of the table.
@@ -99,11 +101,10 @@ v1::GenerateRequest MakeRequest(const ServingOptions& options,
 
 class Load {
  public:
-  Load(const std::string& target, const std::string& admin_target)
-      : generation_(v1::GenerationService::NewStub(
-            grpc::CreateChannel(target, grpc::InsecureChannelCredentials()))),
-        admin_(v1::AdminService::NewStub(grpc::CreateChannel(
-            admin_target, grpc::InsecureChannelCredentials()))) {}
+  Load(const std::shared_ptr<grpc::Channel>& channel,
+       const std::shared_ptr<grpc::Channel>& admin_channel)
+      : generation_(v1::GenerationService::NewStub(channel)),
+        admin_(v1::AdminService::NewStub(admin_channel)) {}
 
   absl::StatusOr<ServingResult> Measure(const ServingOptions& options,
                                         int num_sequences) {
@@ -213,7 +214,11 @@ absl::Status RunWorldSize(const ServingOptions& options, int world_size,
                       server->ReadAfter("serving on ", deadline));
   SY_ASSIGN_OR_RETURN(const std::string admin_target,
                       server->ReadAfter("admin on ", deadline));
-  Load load(target, admin_target);
+  SY_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel,
+                      Dial(target, options.files));
+  SY_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> admin_channel,
+                      Dial(admin_target, options.files));
+  Load load(channel, admin_channel);
   for (const int num_sequences : concurrency) {
     SY_ASSIGN_OR_RETURN(ServingResult result,
                         load.Measure(options, num_sequences));
@@ -251,6 +256,7 @@ int BenchServing(absl::Span<const std::string> args) {
   flags.String("placement", &options.placement, "PRESET|A,B,...",
                "of every request");
   flags.String("json", &options.json_path, "FILE", "the results as JSON, too");
+  AddClientFlags(&options.files, &flags);
   if (std::optional<int> exit_code = flags.ParseOrExitCode(args))
     return *exit_code;
 

@@ -17,6 +17,43 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
   flags->Int("health-port", &options->health_port, 0, 65535,
              "of grpc.health.v1 in plaintext, for probes; 0 picks a free one");
 
+  flags->Section("Who may call");
+  flags->String("tls-cert", &options->server.tls.cert, "FILE",
+                "certificate of the client and admin ports (PEM); read again "
+                "when it changes, like all of these");
+  flags->String("tls-key", &options->server.tls.key, "FILE", "its key (PEM)");
+  flags->String("tls-client-ca", &options->server.tls.ca, "FILE",
+                "clients and operators must show a certificate that these CAs "
+                "sign (PEM)");
+  flags->String("api-token-file", &options->server.api_token_file, "FILE",
+                "clients must bring a bearer token out of this file, which has "
+                "one a line");
+  flags->String("admin-token-file", &options->server.admin_token_file, "FILE",
+                "the same for operators, on the admin port");
+
+  ConnectionLimits* limits = &options->server.limits;
+  flags->Section("How much they may ask for");
+  flags->Int("max-message-bytes", &limits->max_message_bytes, 1024, INT32_MAX,
+             "of one request on the wire");
+  flags->Int("max-prompt-tokens", &options->limits.max_prompt_tokens, 1,
+             INT32_MAX, "(default: what the model's context allows)");
+  flags->Int("max-stop-strings", &options->limits.max_stop_strings, 0, 1024,
+             "of one request");
+  flags->Int("max-stop-string-bytes", &options->limits.max_stop_string_bytes, 1,
+             1 << 20, "of one of them");
+  flags->Int("max-logprobs", &options->limits.max_logprobs, 0, kMaxLogprobs,
+             "log-probabilities beside each token's own");
+  flags->Int("max-logit-biases", &options->limits.max_logit_biases, 0, 1 << 20,
+             "of one request");
+  flags->Int("max-concurrent-streams", &limits->max_concurrent_streams, 1,
+             1 << 20, "calls at a time on one connection");
+  flags->Int("max-header-bytes", &limits->max_header_bytes, 1024, 1 << 20,
+             "of the metadata of one call");
+  flags->Duration("min-ping-interval", &limits->min_ping_interval,
+                  "clients that ping more often are disconnected");
+  flags->Duration("handshake-timeout", &limits->handshake_timeout,
+                  "for a new connection to get ready for calls");
+
   flags->Section("Placements");
   flags->String("placement", &options->placement, "PRESET|a,b,...",
                 "the default: a preset, or one mixer name per layer (default: "
@@ -68,6 +105,17 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
                   "for running streams to end after SIGTERM");
   flags->Duration("liveness-timeout", &options->liveness_timeout,
                   "for one step, as health checks see it");
+}
+
+void AddGroupFlags(ClientFiles* files, FlagSet* flags) {
+  flags->Section("How the workers know their coordinator");
+  flags->String("group-tls-cert", &files->tls.cert, "FILE",
+                "our certificate, for the workers (PEM)");
+  flags->String("group-tls-key", &files->tls.key, "FILE", "its key (PEM)");
+  flags->String("group-tls-ca", &files->tls.ca, "FILE",
+                "signs the certificates of the workers (PEM)");
+  flags->String("group-token-file", &files->token_file, "FILE",
+                "the secret that the workers ask for; its first line");
 }
 
 }  // namespace switchyard

@@ -10,6 +10,9 @@ namespace switchyard {
 // `options` is borrowed by `flags`.
 void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags);
 
+// How `coordinator` shows itself to its workers. `files` is borrowed.
+void AddGroupFlags(ClientFiles* files, FlagSet* flags);
+
 }  // namespace switchyard
 
 #endif  // SWITCHYARD_CLI_ENGINE_FLAGS_H_

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "cli/client_flags.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/placement_arg.h"
@@ -23,6 +25,7 @@ namespace {
 
 struct GenerateOptions {
   std::string target = "127.0.0.1:8000";
+  ClientFiles files;
   std::optional<std::string> prompt;
   std::vector<std::string> prompt_ids;
   std::optional<std::string> placement;
@@ -48,6 +51,7 @@ struct GenerateOptions {
 void Declare(FlagSet& flags, GenerateOptions& options) {
   flags.String("target", &options.target, "HOST:PORT",
                "the server's client port");
+  AddClientFlags(&options.files, &flags);
   flags.Section("What to continue (one of them)");
   flags.String("prompt", &options.prompt, "TEXT", "a text");
   flags.List("prompt-ids", &options.prompt_ids, "1,2,3",
@@ -166,8 +170,10 @@ int GenerateCommand(absl::Span<const std::string> args) {
     return kExitUsage;
   }
 
-  auto stub = v1::GenerationService::NewStub(
-      grpc::CreateChannel(options.target, grpc::InsecureChannelCredentials()));
+  const absl::StatusOr<std::shared_ptr<grpc::Channel>> channel =
+      Dial(options.target, options.files);
+  if (!channel.ok()) return Fail("generate", channel.status());
+  auto stub = v1::GenerationService::NewStub(*channel);
   grpc::ClientContext context;
   auto stream = stub->Generate(&context, *request);
   v1::GenerateResponse event;

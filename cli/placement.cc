@@ -6,12 +6,14 @@
 #include <cstdio>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "cli/client_flags.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/placement_arg.h"
@@ -24,13 +26,27 @@ namespace {
 
 using Stub = v1::AdminService::Stub;
 
-std::unique_ptr<Stub> Connect(const std::string& target) {
-  return v1::AdminService::NewStub(
-      grpc::CreateChannel(target, grpc::InsecureChannelCredentials()));
+// The admin port that a command talks to.
+struct Target {
+  std::string address = "127.0.0.1:8001";
+  ClientFiles files;
+};
+
+void DeclareTarget(FlagSet& flags, Target* target) {
+  flags.String("target", &target->address, "HOST:PORT",
+               "the server's admin port");
+  AddClientFlags(&target->files, &flags);
 }
 
-void DeclareTarget(FlagSet& flags, std::string* target) {
-  flags.String("target", target, "HOST:PORT", "the server's admin port");
+template <typename Request, typename Response>
+absl::Status Call(const Target& target,
+                  grpc::Status (Stub::*method)(grpc::ClientContext*,
+                                               const Request&, Response*),
+                  const Request& request, Response* response) {
+  SY_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel,
+                      Dial(target.address, target.files));
+  grpc::ClientContext context;
+  return FromGrpcStatus((Stub(channel).*method)(&context, request, response));
 }
 
 // "attention x12, gdn x4": long placements at a glance, in order of layers.
@@ -50,18 +66,17 @@ std::string Summary(const v1::MixerList& placement) {
 }
 
 int Get(absl::Span<const std::string> args) {
-  std::string target = "127.0.0.1:8001";
+  Target target;
   FlagSet flags("switchyard placement get",
                 "Prints the default placement and the epoch.",
                 "[--target HOST:PORT]");
   DeclareTarget(flags, &target);
   if (std::optional<int> exit_code = flags.ParseOrExitCode(args))
     return *exit_code;
-  grpc::ClientContext context;
   v1::GetDefaultPlacementResponse response;
-  const grpc::Status status =
-      Connect(target)->GetDefaultPlacement(&context, {}, &response);
-  if (!status.ok()) return Fail("placement get", FromGrpcStatus(status));
+  const absl::Status status =
+      Call(target, &Stub::GetDefaultPlacement, {}, &response);
+  if (!status.ok()) return Fail("placement get", status);
   std::printf("epoch      %llu\n",
               static_cast<unsigned long long>(response.epoch()));
   if (!response.preset().empty())
@@ -72,7 +87,7 @@ int Get(absl::Span<const std::string> args) {
 }
 
 int Set(absl::Span<const std::string> args) {
-  std::string target = "127.0.0.1:8001";
+  Target target;
   std::string placement;
   std::string in_flight = "finish";
   FlagSet flags("switchyard placement set",
@@ -92,11 +107,10 @@ int Set(absl::Span<const std::string> args) {
   request.set_in_flight(in_flight == "drain"       ? v1::IN_FLIGHT_DRAIN
                         : in_flight == "recompute" ? v1::IN_FLIGHT_RECOMPUTE
                                                    : v1::IN_FLIGHT_FINISH);
-  grpc::ClientContext context;
   v1::SetDefaultPlacementResponse response;
-  const grpc::Status status =
-      Connect(target)->SetDefaultPlacement(&context, request, &response);
-  if (!status.ok()) return Fail("placement set", FromGrpcStatus(status));
+  const absl::Status status =
+      Call(target, &Stub::SetDefaultPlacement, request, &response);
+  if (!status.ok()) return Fail("placement set", status);
   std::printf("epoch      %llu\n",
               static_cast<unsigned long long>(response.epoch()));
   std::printf("placement  %s\n",
@@ -109,17 +123,15 @@ int Set(absl::Span<const std::string> args) {
 }
 
 int List(absl::Span<const std::string> args) {
-  std::string target = "127.0.0.1:8001";
+  Target target;
   FlagSet flags("switchyard placement list", "Prints the presets.",
                 "[--target HOST:PORT]");
   DeclareTarget(flags, &target);
   if (std::optional<int> exit_code = flags.ParseOrExitCode(args))
     return *exit_code;
-  grpc::ClientContext context;
   v1::ListPresetsResponse response;
-  const grpc::Status status =
-      Connect(target)->ListPresets(&context, {}, &response);
-  if (!status.ok()) return Fail("placement list", FromGrpcStatus(status));
+  const absl::Status status = Call(target, &Stub::ListPresets, {}, &response);
+  if (!status.ok()) return Fail("placement list", status);
   size_t width = 0;
   for (const v1::Preset& preset : response.presets())
     width = std::max(width, preset.name().size());
@@ -131,7 +143,7 @@ int List(absl::Span<const std::string> args) {
 }
 
 int Define(absl::Span<const std::string> args) {
-  std::string target = "127.0.0.1:8001";
+  Target target;
   std::string name;
   std::string placement;
   FlagSet flags("switchyard placement define", "Adds or replaces a preset.",
@@ -148,18 +160,17 @@ int Define(absl::Span<const std::string> args) {
     request.mutable_preset()->mutable_placement()->add_names(
         std::string(mixer));
   }
-  grpc::ClientContext context;
   v1::DefinePresetResponse response;
-  const grpc::Status status =
-      Connect(target)->DefinePreset(&context, request, &response);
-  if (!status.ok()) return Fail("placement define", FromGrpcStatus(status));
+  const absl::Status status =
+      Call(target, &Stub::DefinePreset, request, &response);
+  if (!status.ok()) return Fail("placement define", status);
   std::printf("epoch      %llu\n",
               static_cast<unsigned long long>(response.epoch()));
   return kExitOk;
 }
 
 int Delete(absl::Span<const std::string> args) {
-  std::string target = "127.0.0.1:8001";
+  Target target;
   v1::DeletePresetRequest request;
   FlagSet flags("switchyard placement delete",
                 "Removes a preset; sequences that run on it go on.",
@@ -168,28 +179,25 @@ int Delete(absl::Span<const std::string> args) {
   flags.Operand("NAME", request.mutable_name(), "of the preset");
   if (std::optional<int> exit_code = flags.ParseOrExitCode(args))
     return *exit_code;
-  grpc::ClientContext context;
   v1::DeletePresetResponse response;
-  const grpc::Status status =
-      Connect(target)->DeletePreset(&context, request, &response);
-  if (!status.ok()) return Fail("placement delete", FromGrpcStatus(status));
+  const absl::Status status =
+      Call(target, &Stub::DeletePreset, request, &response);
+  if (!status.ok()) return Fail("placement delete", status);
   std::printf("epoch      %llu\n",
               static_cast<unsigned long long>(response.epoch()));
   return kExitOk;
 }
 
 int Mixers(absl::Span<const std::string> args) {
-  std::string target = "127.0.0.1:8001";
+  Target target;
   FlagSet flags("switchyard placement mixers",
                 "Prints what every layer can run.", "[--target HOST:PORT]");
   DeclareTarget(flags, &target);
   if (std::optional<int> exit_code = flags.ParseOrExitCode(args))
     return *exit_code;
-  grpc::ClientContext context;
   v1::ListMixersResponse response;
-  const grpc::Status status =
-      Connect(target)->ListMixers(&context, {}, &response);
-  if (!status.ok()) return Fail("placement mixers", FromGrpcStatus(status));
+  const absl::Status status = Call(target, &Stub::ListMixers, {}, &response);
+  if (!status.ok()) return Fail("placement mixers", status);
   std::printf("layer  mixers (* the checkpoint's default)\n");
   for (const v1::LayerMixers& layer : response.layers()) {
     std::vector<std::string> options;

@@ -1,12 +1,19 @@
 #include "cli/serve.h"
 
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "cli/commands.h"
@@ -23,11 +30,31 @@ namespace {
 constexpr absl::Duration kWorkerStart = absl::Seconds(60);
 constexpr absl::Duration kWorkerExit = absl::Seconds(5);
 
+// A secret that only this process and its children can read: a file without a
+// name, which they inherit open. Returns its path, as each of them sees it.
+absl::StatusOr<std::string> MakeGroupToken() {
+  unsigned char random[32];
+  if (getrandom(random, sizeof(random), 0) != sizeof(random)) {
+    return absl::InternalError(
+        absl::StrCat("getrandom: ", std::strerror(errno)));
+  }
+  const std::string token = absl::BytesToHexString(
+      absl::string_view(reinterpret_cast<const char*>(random), sizeof(random)));
+  const int fd = memfd_create("switchyard-group-token", /*flags=*/0);
+  if (fd < 0 || write(fd, token.data(), token.size()) !=
+                    static_cast<ssize_t>(token.size())) {
+    return absl::InternalError(
+        absl::StrCat("a file for the group's token: ", std::strerror(errno)));
+  }
+  return absl::StrCat("/proc/self/fd/", fd);
+}
+
 struct LocalWorkersOptions {
   int world_size = 1;
   std::string device = "auto";
   int threads = 0;  // per worker; 0: the machine's cores, shared out
   std::vector<std::string> log_flags;
+  std::string group_token_file;
 };
 
 void StartLog(const CoordinatorOptions& options) {
@@ -97,8 +124,12 @@ class LocalWorkers {
     const std::string device =
         options.device == "cuda" ? absl::StrCat("cuda:", rank) : options.device;
     std::vector<std::string> arguments = {
-        "worker", "--port=0", absl::StrCat("--device=", device),
-        absl::StrCat("--threads=", threads), "--exit-with-parent"};
+        "worker",
+        "--port=0",
+        absl::StrCat("--device=", device),
+        absl::StrCat("--threads=", threads),
+        absl::StrCat("--group-token-file=", options.group_token_file),
+        "--exit-with-parent"};
     arguments.insert(arguments.end(), options.log_flags.begin(),
                      options.log_flags.end());
     return arguments;
@@ -137,6 +168,9 @@ int ServeCommand(absl::Span<const std::string> args) {
   absl::StatusOr<std::unique_ptr<CoordinatorModel>> model =
       LoadCoordinatorModel(options, local.world_size);
   if (!model.ok()) return FailServing(model.status());
+  absl::StatusOr<std::string> token_file = MakeGroupToken();
+  if (!token_file.ok()) return FailServing(token_file.status());
+  options.group.token_file = local.group_token_file = *std::move(token_file);
   LocalWorkers workers;
   if (absl::Status status = workers.Start(local); !status.ok()) {
     return FailServing(status);
@@ -162,6 +196,7 @@ int CoordinatorCommand(absl::Span<const std::string> args) {
              "the ranks, in order; their number is the tensor parallel size",
              kRequired);
   AddEngineFlags(&options, &flags);
+  AddGroupFlags(&options.group, &flags);
   if (std::optional<int> code = flags.ParseOrExitCode(args)) return *code;
   StartLog(options);
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "coordinator/client_status.h"
 #include "coordinator/version.h"
+#include "rpc/tokens.h"
 #include "switchyard/v1/admin.grpc.pb.h"
 
 namespace switchyard {
@@ -33,13 +34,14 @@ void Describe(const MixerConfig& mixer, v1::MixerOption* option) {
 
 class AdminService::Impl final : public v1::AdminService::Service {
  public:
-  Impl(Engine* engine, const ServedModel* model)
-      : engine_(engine), model_(model) {}
+  Impl(Engine* engine, const ServedModel* model, TokenSet* tokens)
+      : engine_(engine), model_(model), tokens_(tokens) {}
 
   grpc::Status SetDefaultPlacement(
       grpc::ServerContext* context,
       const v1::SetDefaultPlacementRequest* request,
       v1::SetDefaultPlacementResponse* response) override {
+    if (grpc::Status status = Authorize(*context); !status.ok()) return status;
     if (absl::Status status = CheckInFlight(request->in_flight());
         !status.ok()) {
       return ToClientStatus(status);
@@ -57,9 +59,10 @@ class AdminService::Impl final : public v1::AdminService::Service {
   }
 
   grpc::Status GetDefaultPlacement(
-      grpc::ServerContext* /*context*/,
+      grpc::ServerContext* context,
       const v1::GetDefaultPlacementRequest* /*request*/,
       v1::GetDefaultPlacementResponse* response) override {
+    if (grpc::Status status = Authorize(*context); !status.ok()) return status;
     const std::shared_ptr<const PlacementTable> table = engine_->placements();
     response->set_epoch(table->epoch());
     *response->mutable_placement() = table->ToProto(table->default_placement());
@@ -67,9 +70,10 @@ class AdminService::Impl final : public v1::AdminService::Service {
     return grpc::Status::OK;
   }
 
-  grpc::Status ListMixers(grpc::ServerContext* /*context*/,
+  grpc::Status ListMixers(grpc::ServerContext* context,
                           const v1::ListMixersRequest* /*request*/,
                           v1::ListMixersResponse* response) override {
+    if (grpc::Status status = Authorize(*context); !status.ok()) return status;
     const ModelConfig& config = model_->config;
     for (int32_t i = 0; i < config.num_layers(); ++i) {
       const LayerConfig& layer = config.layers[i];
@@ -83,9 +87,10 @@ class AdminService::Impl final : public v1::AdminService::Service {
     return grpc::Status::OK;
   }
 
-  grpc::Status DefinePreset(grpc::ServerContext* /*context*/,
+  grpc::Status DefinePreset(grpc::ServerContext* context,
                             const v1::DefinePresetRequest* request,
                             v1::DefinePresetResponse* response) override {
+    if (grpc::Status status = Authorize(*context); !status.ok()) return status;
     const absl::StatusOr<uint64_t> epoch =
         engine_->DefinePreset(request->preset());
     if (!epoch.ok()) return ToClientStatus(epoch.status());
@@ -93,9 +98,10 @@ class AdminService::Impl final : public v1::AdminService::Service {
     return grpc::Status::OK;
   }
 
-  grpc::Status DeletePreset(grpc::ServerContext* /*context*/,
+  grpc::Status DeletePreset(grpc::ServerContext* context,
                             const v1::DeletePresetRequest* request,
                             v1::DeletePresetResponse* response) override {
+    if (grpc::Status status = Authorize(*context); !status.ok()) return status;
     const absl::StatusOr<uint64_t> epoch =
         engine_->DeletePreset(request->name());
     if (!epoch.ok()) return ToClientStatus(epoch.status());
@@ -103,9 +109,10 @@ class AdminService::Impl final : public v1::AdminService::Service {
     return grpc::Status::OK;
   }
 
-  grpc::Status ListPresets(grpc::ServerContext* /*context*/,
+  grpc::Status ListPresets(grpc::ServerContext* context,
                            const v1::ListPresetsRequest* /*request*/,
                            v1::ListPresetsResponse* response) override {
+    if (grpc::Status status = Authorize(*context); !status.ok()) return status;
     const std::shared_ptr<const PlacementTable> table = engine_->placements();
     response->set_epoch(table->epoch());
     for (const auto& [name, placement] : table->presets()) {
@@ -116,9 +123,10 @@ class AdminService::Impl final : public v1::AdminService::Service {
     return grpc::Status::OK;
   }
 
-  grpc::Status GetServerInfo(grpc::ServerContext* /*context*/,
+  grpc::Status GetServerInfo(grpc::ServerContext* context,
                              const v1::GetServerInfoRequest* /*request*/,
                              v1::GetServerInfoResponse* response) override {
+    if (grpc::Status status = Authorize(*context); !status.ok()) return status;
     absl::StatusOr<v1::Load> load = engine_->load();
     if (!load.ok()) return ToClientStatus(load.status());
     response->set_version(kVersion);
@@ -138,12 +146,18 @@ class AdminService::Impl final : public v1::AdminService::Service {
   }
 
  private:
+  grpc::Status Authorize(const grpc::ServerContext& context) {
+    return ToClientStatus(CheckToken(tokens_, context));
+  }
+
   Engine* const engine_;
   const ServedModel* const model_;
+  TokenSet* const tokens_;  // null: none are needed
 };
 
-AdminService::AdminService(Engine* engine, const ServedModel* model)
-    : impl_(std::make_unique<Impl>(engine, model)) {}
+AdminService::AdminService(Engine* engine, const ServedModel* model,
+                           TokenSet* tokens)
+    : impl_(std::make_unique<Impl>(engine, model, tokens)) {}
 
 AdminService::~AdminService() = default;
 

@@ -13,12 +13,14 @@ class Service;
 
 namespace switchyard {
 
+class TokenSet;
+
 // Its methods wait, each on a thread of its server's pool, until the engine has
 // done what they ask. Thread-safe.
 class AdminService {
  public:
-  // `engine` and `model` are borrowed.
-  AdminService(Engine* engine, const ServedModel* model);
+  // All are borrowed; `tokens` are the operators', null if they need none.
+  AdminService(Engine* engine, const ServedModel* model, TokenSet* tokens);
   ~AdminService();
 
   // To register with a server; owned by this object.

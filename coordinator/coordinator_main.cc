@@ -169,9 +169,11 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
   std::printf("health on %s\n", health->address().c_str());
   std::fflush(stdout);
 
-  SY_ASSIGN_OR_RETURN(
-      const std::unique_ptr<WorkerGroup> group,
-      WorkerGroup::Start(GroupOptions(options, *model, workers)));
+  WorkerGroupOptions group_options = GroupOptions(options, *model, workers);
+  SY_ASSIGN_OR_RETURN(group_options.credentials,
+                      LoadClientCredentials(options.group));
+  SY_ASSIGN_OR_RETURN(const std::unique_ptr<WorkerGroup> group,
+                      WorkerGroup::Start(group_options));
   CacheSpecOptions cache_options;
   cache_options.world_size = static_cast<int32_t>(workers.size());
   cache_options.block_size = options.block_size;
@@ -259,6 +261,7 @@ absl::StatusOr<std::unique_ptr<CoordinatorModel>> LoadCoordinatorModel(
   auto model = std::make_unique<CoordinatorModel>();
   ServedModel& served = model->served;
   served.name = BaseName(options.model_dir);
+  served.limits = options.limits;
   SY_ASSIGN_OR_RETURN(served.config, LoadModelConfig(options.model_dir));
   for (const std::string& notice : served.config.notices) Log(notice);
   SY_RETURN_IF_ERROR(ValidateTensorParallel(served.config, world_size));

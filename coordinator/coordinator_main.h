@@ -14,9 +14,11 @@
 #include "absl/time/time.h"
 #include "coordinator/engine.h"
 #include "coordinator/placements.h"
+#include "coordinator/sampling_params.h"
 #include "coordinator/served_model.h"
 #include "coordinator/server.h"
 #include "model/cache_spec.h"
+#include "rpc/credentials.h"
 
 namespace switchyard {
 
@@ -28,6 +30,8 @@ struct CoordinatorOptions {
   std::optional<uint32_t> max_context_tokens;  // default: the model's
 
   ServerOptions server;
+  RequestLimits limits;
+  ClientFiles group;       // how the coordinator shows itself to its workers
   int health_port = 8002;  // 0: any free one
   EngineOptions engine;
 

@@ -21,8 +21,9 @@ void Serialize(const v1::GenerateResponse& message, grpc::ByteBuffer* buffer) {
 
 }  // namespace
 
-GenerateStream::GenerateStream(Engine* engine, std::string request_id)
-    : engine_(engine) {
+GenerateStream::GenerateStream(Engine* engine, OpenStreams* open,
+                               std::string request_id)
+    : engine_(engine), open_(open) {
   complete_.set_request_id(request_id);
   chunk_.set_request_id(std::move(request_id));
 }
@@ -31,7 +32,11 @@ void GenerateStream::Start(EngineRequest request) {
   handle_ = engine_->Submit(std::move(request), this);
 }
 
-void GenerateStream::OnAdmitted() { StartSendInitialMetadata(); }
+void GenerateStream::OnAdmitted() {
+  admitted_ = true;
+  open_->Add();
+  StartSendInitialMetadata();
+}
 
 void GenerateStream::OnTokens(const TokenDelta& delta) {
   Next next = Next::kNothing;

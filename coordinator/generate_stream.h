@@ -11,11 +11,38 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "coordinator/engine.h"
 #include "coordinator/request.h"
 #include "switchyard/v1/generation.pb.h"
 
 namespace switchyard {
+
+// The streams that have been admitted and are not written to their ends yet.
+// Thread-safe.
+class OpenStreams {
+ public:
+  void Add() ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    ++count_;
+  }
+  void Remove() ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    --count_;
+  }
+  // Or until `patience` ends.
+  void WaitUntilNone(absl::Duration patience) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    mutex_.AwaitWithTimeout(
+        absl::Condition(
+            +[](int* count) { return *count == 0; }, &count_),
+        patience);
+  }
+
+ private:
+  absl::Mutex mutex_;
+  int count_ ABSL_GUARDED_BY(mutex_) = 0;
+};
 
 // Between the engine's thread, which pushes events, and gRPC's threads, which
 // report what has been written. At most one write is outstanding; events that
@@ -24,7 +51,8 @@ namespace switchyard {
 class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                              public RequestSink {
  public:
-  GenerateStream(Engine* engine, std::string request_id);
+  // `open` is borrowed.
+  GenerateStream(Engine* engine, OpenStreams* open, std::string request_id);
 
   // Once, before gRPC gets the reactor.
   void Start(EngineRequest request);
@@ -39,7 +67,10 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // ServerWriteReactor, on gRPC's threads.
   void OnWriteDone(bool ok) override ABSL_LOCKS_EXCLUDED(mutex_);
   void OnCancel() override;
-  void OnDone() override { delete this; }
+  void OnDone() override {
+    if (admitted_) open_->Remove();
+    delete this;
+  }
 
  private:
   enum class Next { kNothing, kWrite, kFinish };
@@ -51,7 +82,9 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Do(Next next) ABSL_LOCKS_EXCLUDED(mutex_);
 
   Engine* const engine_;
-  uint64_t handle_ = 0;  // set in Start
+  OpenStreams* const open_;
+  uint64_t handle_ = 0;    // set in Start
+  bool admitted_ = false;  // written by the engine's thread, before the end
 
   absl::Mutex mutex_;
   bool is_writing_ ABSL_GUARDED_BY(mutex_) = false;

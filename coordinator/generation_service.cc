@@ -18,18 +18,19 @@
 #include "coordinator/request.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
+#include "rpc/tokens.h"
 #include "switchyard/v1/generation.grpc.pb.h"
 #include "switchyard/v1/generation.pb.h"
 
 namespace switchyard {
 namespace {
 
-// Requests with strings arrive as bytes, because gRPC reports a message that
-// cannot be parsed (a string that is not UTF-8, say) as unimplemented.
+// Requests arrive as bytes, because gRPC reports a message that cannot be
+// parsed (a string that is not UTF-8, say) as unimplemented.
 using Base = v1::GenerationService::WithRawCallbackMethod_Generate<
     v1::GenerationService::WithRawCallbackMethod_Tokenize<
-        v1::GenerationService::WithCallbackMethod_Detokenize<
-            v1::GenerationService::WithCallbackMethod_GetModelInfo<
+        v1::GenerationService::WithRawCallbackMethod_Detokenize<
+            v1::GenerationService::WithRawCallbackMethod_GetModelInfo<
                 v1::GenerationService::Service>>>>;
 
 template <typename Message>
@@ -42,6 +43,14 @@ absl::StatusOr<Message> Parse(const grpc::ByteBuffer* bytes) {
   return absl::InvalidArgumentError(
       absl::StrCat(Message::descriptor()->name(),
                    ": cannot be parsed; are all its strings UTF-8?"));
+}
+
+void Serialize(const google::protobuf::Message& message,
+               grpc::ByteBuffer* bytes) {
+  bool own_buffer = false;
+  SY_CHECK(grpc::SerializationTraits<google::protobuf::Message>::Serialize(
+               message, bytes, &own_buffer)
+               .ok());
 }
 
 // A call that fails before there is a stream.
@@ -57,15 +66,18 @@ class RefusedStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
 class GenerationService::Impl final : public Base {
  public:
-  Impl(Engine* engine, const ServedModel* model)
-      : engine_(engine), model_(model) {
+  Impl(Engine* engine, const ServedModel* model, TokenSet* tokens)
+      : engine_(engine), model_(model), tokens_(tokens) {
     absl::MutexLock lock(&mutex_);
     id_prefix_ = absl::StrFormat("%08x", absl::Uniform<uint32_t>(random_));
   }
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(
-      grpc::CallbackServerContext* /*context*/,
+      grpc::CallbackServerContext* context,
       const grpc::ByteBuffer* bytes) override {
+    if (absl::Status status = CheckToken(tokens_, *context); !status.ok()) {
+      return new RefusedStream(status);
+    }
     absl::StatusOr<v1::GenerateRequest> message =
         Parse<v1::GenerateRequest>(bytes);
     if (!message.ok()) return Refuse("", message.status());
@@ -79,49 +91,31 @@ class GenerationService::Impl final : public Base {
           message->request_id().empty() ? assigned_id : message->request_id(),
           request.status());
     }
-    auto* stream = new GenerateStream(engine_, request->request_id);
+    auto* stream =
+        new GenerateStream(engine_, &open_streams_, request->request_id);
     stream->Start(*std::move(request));
     return stream;
   }
 
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
-                                     const grpc::ByteBuffer* bytes,
+                                     const grpc::ByteBuffer* request,
                                      grpc::ByteBuffer* response) override {
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(ToClientStatus(Tokenize(bytes, response)));
-    return reactor;
+    return Answer(context, &Impl::DoTokenize, request, response);
   }
 
-  grpc::ServerUnaryReactor* Detokenize(
-      grpc::CallbackServerContext* context,
-      const v1::DetokenizeRequest* request,
-      v1::DetokenizeResponse* response) override {
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(ToClientStatus(Detokenize(*request, response)));
-    return reactor;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override {
+    return Answer(context, &Impl::DoDetokenize, request, response);
   }
 
-  grpc::ServerUnaryReactor* GetModelInfo(
-      grpc::CallbackServerContext* context,
-      const v1::GetModelInfoRequest* /*request*/,
-      v1::GetModelInfoResponse* response) override {
-    const ModelConfig& config = model_->config;
-    response->set_model(model_->name);
-    response->set_vocab_size(config.vocab_size);
-    response->set_max_context_tokens(model_->max_context_tokens);
-    response->set_num_layers(config.num_layers());
-    for (const int32_t id : config.eos_token_ids) {
-      response->add_eos_token_ids(id);
-    }
-    response->set_has_tokenizer(model_->tokenizer != nullptr);
-    const std::shared_ptr<const PlacementTable> table = engine_->placements();
-    *response->mutable_default_placement() =
-        table->ToProto(table->default_placement());
-    response->set_epoch(table->epoch());
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
-    return reactor;
+  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
+                                         const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* response) override {
+    return Answer(context, &Impl::DoGetModelInfo, request, response);
   }
+
+  OpenStreams* open_streams() { return &open_streams_; }
 
  private:
   static RefusedStream* Refuse(absl::string_view request_id,
@@ -145,10 +139,27 @@ class GenerationService::Impl final : public Base {
         absl::StrCat(feature, ": ", model_->name, " has no tokenizer.json"));
   }
 
-  absl::Status Tokenize(const grpc::ByteBuffer* bytes,
-                        grpc::ByteBuffer* response) {
-    SY_ASSIGN_OR_RETURN(const v1::TokenizeRequest request,
-                        Parse<v1::TokenizeRequest>(bytes));
+  // A unary call, answered at once.
+  template <typename Request, typename Response>
+  grpc::ServerUnaryReactor* Answer(
+      grpc::CallbackServerContext* context,
+      absl::Status (Impl::*method)(const Request&, Response*) const,
+      const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response_bytes) {
+    absl::Status status = CheckToken(tokens_, *context);
+    if (status.ok()) {
+      const absl::StatusOr<Request> request = Parse<Request>(bytes);
+      Response response;
+      status = request.ok() ? (this->*method)(*request, &response)
+                            : request.status();
+      if (status.ok()) Serialize(response, response_bytes);
+    }
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(ToClientStatus(status));
+    return reactor;
+  }
+
+  absl::Status DoTokenize(const v1::TokenizeRequest& request,
+                          v1::TokenizeResponse* response) const {
     SY_RETURN_IF_ERROR(NeedsTokenizer("Tokenize"));
     const bool add_special_tokens =
         !request.has_add_special_tokens() || request.add_special_tokens();
@@ -158,17 +169,12 @@ class GenerationService::Impl final : public Base {
       return absl::Status(ids.status().code(),
                           absl::StrCat("text: ", ids.status().message()));
     }
-    v1::TokenizeResponse message;
-    message.mutable_token_ids()->Add(ids->begin(), ids->end());
-    bool own_buffer = false;
-    SY_CHECK(grpc::SerializationTraits<v1::TokenizeResponse>::Serialize(
-                 message, response, &own_buffer)
-                 .ok());
+    response->mutable_token_ids()->Add(ids->begin(), ids->end());
     return absl::OkStatus();
   }
 
-  absl::Status Detokenize(const v1::DetokenizeRequest& request,
-                          v1::DetokenizeResponse* response) {
+  absl::Status DoDetokenize(const v1::DetokenizeRequest& request,
+                            v1::DetokenizeResponse* response) const {
     SY_RETURN_IF_ERROR(NeedsTokenizer("Detokenize"));
     for (int i = 0; i < request.token_ids_size(); ++i) {
       if (request.token_ids(i) <
@@ -187,19 +193,44 @@ class GenerationService::Impl final : public Base {
     return absl::OkStatus();
   }
 
+  absl::Status DoGetModelInfo(const v1::GetModelInfoRequest& /*request*/,
+                              v1::GetModelInfoResponse* response) const {
+    const ModelConfig& config = model_->config;
+    response->set_model(model_->name);
+    response->set_vocab_size(config.vocab_size);
+    response->set_max_context_tokens(model_->max_context_tokens);
+    response->set_num_layers(config.num_layers());
+    for (const int32_t id : config.eos_token_ids) {
+      response->add_eos_token_ids(id);
+    }
+    response->set_has_tokenizer(model_->tokenizer != nullptr);
+    const std::shared_ptr<const PlacementTable> table = engine_->placements();
+    *response->mutable_default_placement() =
+        table->ToProto(table->default_placement());
+    response->set_epoch(table->epoch());
+    return absl::OkStatus();
+  }
+
   Engine* const engine_;
   const ServedModel* const model_;
+  TokenSet* const tokens_;  // null: none are needed
+  OpenStreams open_streams_;
   absl::Mutex mutex_;
   absl::BitGen random_ ABSL_GUARDED_BY(mutex_);
   std::string id_prefix_ ABSL_GUARDED_BY(mutex_);  // of this server's life
   uint64_t num_ids_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
-GenerationService::GenerationService(Engine* engine, const ServedModel* model)
-    : impl_(std::make_unique<Impl>(engine, model)) {}
+GenerationService::GenerationService(Engine* engine, const ServedModel* model,
+                                     TokenSet* tokens)
+    : impl_(std::make_unique<Impl>(engine, model, tokens)) {}
 
 GenerationService::~GenerationService() = default;
 
 grpc::Service* GenerationService::service() { return impl_.get(); }
+
+void GenerationService::WaitForStreams(absl::Duration patience) {
+  impl_->open_streams()->WaitUntilNone(patience);
+}
 
 }  // namespace switchyard

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "absl/time/time.h"
 #include "coordinator/engine.h"
 #include "coordinator/served_model.h"
 
@@ -12,6 +13,8 @@ class Service;
 }
 
 namespace switchyard {
+
+class TokenSet;
 
 // Streams are driven by gRPC's callbacks and by the engine's thread, which
 // writes to a stream directly when nothing is being written on it. A client
@@ -22,12 +25,16 @@ namespace switchyard {
 // server's shutdown waits for them).
 class GenerationService {
  public:
-  // `engine` and `model` are borrowed.
-  GenerationService(Engine* engine, const ServedModel* model);
+  // All are borrowed; `tokens` are the clients', null if they need none.
+  GenerationService(Engine* engine, const ServedModel* model, TokenSet* tokens);
   ~GenerationService();
 
   // To register with a server; owned by this object.
   grpc::Service* service();
+
+  // Until every admitted stream has been written to its end, or `patience`
+  // ends.
+  void WaitForStreams(absl::Duration patience);
 
  private:
   class Impl;

@@ -125,7 +125,8 @@ void KeepForever(std::shared_ptr<grpc::Channel> channel) {
 
 class GrpcRankClient final : public RankClient {
  public:
-  explicit GrpcRankClient(const std::string& address) {
+  GrpcRankClient(const std::string& address,
+                 const ClientCredentials& credentials) {
     grpc::ChannelArguments arguments;
     arguments.SetMaxReceiveMessageSize(-1);  // of our own workers
     arguments.SetMaxSendMessageSize(-1);
@@ -141,8 +142,7 @@ class GrpcRankClient final : public RankClient {
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
     arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
     arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-    channel_ = grpc::CreateCustomChannel(
-        address, grpc::InsecureChannelCredentials(), arguments);
+    channel_ = OpenChannel(address, credentials, arguments);
     stub_ = v1::WorkerService::NewStub(channel_);
     // gRPC 1.51 keeps one completion queue for all callback calls and tears it
     // down with the last channel, where it aborts if a cancelled call still
@@ -320,8 +320,9 @@ class GrpcRankClient final : public RankClient {
 
 }  // namespace
 
-std::unique_ptr<RankClient> RankClient::Create(const std::string& address) {
-  return std::make_unique<GrpcRankClient>(address);
+std::unique_ptr<RankClient> RankClient::Create(
+    const std::string& address, const ClientCredentials& credentials) {
+  return std::make_unique<GrpcRankClient>(address, credentials);
 }
 
 }  // namespace switchyard

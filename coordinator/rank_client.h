@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "rpc/credentials.h"
 #include "switchyard/v1/worker.pb.h"
 
 namespace switchyard {
@@ -21,7 +22,8 @@ class RankClient {
  public:
   using Done = std::function<void(absl::Status)>;
 
-  static std::unique_ptr<RankClient> Create(const std::string& address);
+  static std::unique_ptr<RankClient> Create(
+      const std::string& address, const ClientCredentials& credentials);
 
   // Cancels what is under way and waits for its callbacks.
   virtual ~RankClient() = default;

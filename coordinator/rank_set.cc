@@ -20,10 +20,11 @@ bool IsPassing(const absl::Status& status) {
 
 }  // namespace
 
-RankSet::RankSet(const std::vector<std::string>& addresses)
+RankSet::RankSet(const std::vector<std::string>& addresses,
+                 const ClientCredentials& credentials)
     : addresses_(addresses), configured_(addresses.size()) {
   for (const std::string& address : addresses_)
-    clients_.push_back(RankClient::Create(address));
+    clients_.push_back(RankClient::Create(address, credentials));
 }
 
 std::string RankSet::Name(size_t rank) const {

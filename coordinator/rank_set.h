@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "coordinator/rank_client.h"
+#include "rpc/credentials.h"
 #include "switchyard/v1/worker.pb.h"
 
 namespace switchyard {
@@ -24,7 +25,8 @@ class RankSet {
   using Progress =
       std::function<void(uint64_t bytes_loaded, uint64_t bytes_total)>;
 
-  explicit RankSet(const std::vector<std::string>& addresses);
+  explicit RankSet(const std::vector<std::string>& addresses,
+                   const ClientCredentials& credentials = {});
 
   size_t size() const { return clients_.size(); }
   RankClient& operator[](size_t rank) { return *clients_[rank]; }

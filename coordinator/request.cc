@@ -52,6 +52,12 @@ absl::Status CheckPrompt(const std::vector<uint32_t>& ids,
         " tokens leave no room for a completion in the model's context of ",
         model.max_context_tokens, " tokens"));
   }
+  const std::optional<uint32_t> most = model.limits.max_prompt_tokens;
+  if (most.has_value() && ids.size() > *most) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt: its ", ids.size(), " tokens are more than the ",
+                     *most, " that this server allows"));
+  }
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < static_cast<uint32_t>(model.config.vocab_size)) continue;
     return absl::InvalidArgumentError(absl::StrCat(
@@ -77,7 +83,8 @@ absl::StatusOr<EngineRequest> ParseGenerateRequest(
   SY_ASSIGN_OR_RETURN(result.prompt_token_ids, PromptTokenIds(request, model));
   SY_RETURN_IF_ERROR(CheckPrompt(result.prompt_token_ids, model));
   SY_RETURN_IF_ERROR(ValidateSamplingParams(
-      request.sampling(), static_cast<uint32_t>(model.config.vocab_size)));
+      request.sampling(), static_cast<uint32_t>(model.config.vocab_size),
+      model.limits));
   if (request.sampling().stop_size() > 0 && model.tokenizer == nullptr) {
     return absl::UnimplementedError(
         absl::StrCat("sampling.stop: ", model.name,

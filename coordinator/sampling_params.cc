@@ -48,7 +48,8 @@ absl::Status CheckPenalties(const v1::SamplingParams& params) {
   return absl::OkStatus();
 }
 
-absl::Status CheckEnds(const v1::SamplingParams& params, uint32_t vocab_size) {
+absl::Status CheckEnds(const v1::SamplingParams& params, uint32_t vocab_size,
+                       const RequestLimits& limits) {
   if (params.has_max_tokens() && params.max_tokens() == 0)
     return Invalid("max_tokens", "at least 1", 0);
   if (params.has_max_tokens() && params.min_tokens() > params.max_tokens()) {
@@ -57,17 +58,18 @@ absl::Status CheckEnds(const v1::SamplingParams& params, uint32_t vocab_size) {
         absl::StrCat("at most max_tokens, which is ", params.max_tokens()),
         params.min_tokens());
   }
-  if (params.stop_size() > kMaxStopStrings) {
-    return Invalid("stop",
-                   absl::StrCat("at most ", kMaxStopStrings, " strings"),
-                   params.stop_size());
+  if (params.stop_size() > limits.max_stop_strings) {
+    return Invalid(
+        "stop", absl::StrCat("at most ", limits.max_stop_strings, " strings"),
+        params.stop_size());
   }
   for (int i = 0; i < params.stop_size(); ++i) {
     const size_t size = params.stop(i).size();
-    if (size == 0 || size > kMaxStopStringBytes) {
-      return Invalid(absl::StrCat("stop[", i, "]"),
-                     absl::StrCat("from 1 to ", kMaxStopStringBytes, " bytes"),
-                     static_cast<double>(size));
+    if (size == 0 || size > static_cast<size_t>(limits.max_stop_string_bytes)) {
+      return Invalid(
+          absl::StrCat("stop[", i, "]"),
+          absl::StrCat("from 1 to ", limits.max_stop_string_bytes, " bytes"),
+          static_cast<double>(size));
     }
   }
   if (params.stop_token_ids_size() > kMaxStopTokenIds) {
@@ -85,17 +87,19 @@ absl::Status CheckEnds(const v1::SamplingParams& params, uint32_t vocab_size) {
   return absl::OkStatus();
 }
 
-absl::Status CheckLogits(const v1::SamplingParams& params,
-                         uint32_t vocab_size) {
-  const std::string most = absl::StrCat("at most ", kMaxLogprobs);
-  if (params.logprobs() > kMaxLogprobs)
+absl::Status CheckLogits(const v1::SamplingParams& params, uint32_t vocab_size,
+                         const RequestLimits& limits) {
+  const std::string most = absl::StrCat("at most ", limits.max_logprobs);
+  if (params.logprobs() > limits.max_logprobs)
     return Invalid("logprobs", most, params.logprobs());
-  if (params.prompt_logprobs() > kMaxLogprobs)
+  if (params.prompt_logprobs() > limits.max_logprobs)
     return Invalid("prompt_logprobs", most, params.prompt_logprobs());
-  if (params.logit_bias().size() > kMaxLogitBiases) {
-    return Invalid("logit_bias",
-                   absl::StrCat("at most ", kMaxLogitBiases, " entries"),
-                   static_cast<double>(params.logit_bias().size()));
+  if (static_cast<int64_t>(params.logit_bias().size()) >
+      limits.max_logit_biases) {
+    return Invalid(
+        "logit_bias",
+        absl::StrCat("at most ", limits.max_logit_biases, " entries"),
+        static_cast<double>(params.logit_bias().size()));
   }
   for (const auto& [id, bias] : params.logit_bias()) {
     if (id >= vocab_size) {
@@ -115,11 +119,12 @@ absl::Status CheckLogits(const v1::SamplingParams& params,
 }  // namespace
 
 absl::Status ValidateSamplingParams(const v1::SamplingParams& params,
-                                    uint32_t vocab_size) {
+                                    uint32_t vocab_size,
+                                    const RequestLimits& limits) {
   SY_RETURN_IF_ERROR(CheckProbabilities(params));
   SY_RETURN_IF_ERROR(CheckPenalties(params));
-  SY_RETURN_IF_ERROR(CheckEnds(params, vocab_size));
-  return CheckLogits(params, vocab_size);
+  SY_RETURN_IF_ERROR(CheckEnds(params, vocab_size, limits));
+  return CheckLogits(params, vocab_size, limits);
 }
 
 v1::SamplingParams ResolveSamplingParams(const v1::SamplingParams& params,

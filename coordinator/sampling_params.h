@@ -3,8 +3,8 @@
 #ifndef SWITCHYARD_COORDINATOR_SAMPLING_PARAMS_H_
 #define SWITCHYARD_COORDINATOR_SAMPLING_PARAMS_H_
 
-#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -12,18 +12,27 @@
 
 namespace switchyard {
 
-inline constexpr uint32_t kMaxLogprobs = 20;
-inline constexpr int kMaxStopStrings = 16;
-inline constexpr size_t kMaxStopStringBytes = 1024;
+inline constexpr uint32_t kMaxLogprobs = 20;  // that workers can find
 inline constexpr int kMaxStopTokenIds = 1024;
-inline constexpr int kMaxLogitBiases = 1024;
 inline constexpr float kMaxLogitBias = 100.0f;
 
-// Checks every field that is set against the ranges of generation.proto.
+// What an operator lets one request ask for.
+struct RequestLimits {
+  // Unset: whatever leaves room for a token in the model's context.
+  std::optional<uint32_t> max_prompt_tokens;
+  int max_stop_strings = 16;
+  int max_stop_string_bytes = 1024;  // each
+  uint32_t max_logprobs = kMaxLogprobs;
+  int max_logit_biases = 1024;
+};
+
+// Checks every field that is set against the ranges of generation.proto and
+// the limits.
 // InvalidArgument names the field as the client wrote it (`sampling.top_p`),
 // its value and the range. `vocab_size` is the model's.
 absl::Status ValidateSamplingParams(const v1::SamplingParams& params,
-                                    uint32_t vocab_size);
+                                    uint32_t vocab_size,
+                                    const RequestLimits& limits = {});
 
 struct SamplingDefaults {
   std::vector<uint32_t> eos_token_ids;

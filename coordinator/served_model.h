@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "coordinator/sampling_params.h"
 #include "coordinator/tokenizer.h"
 #include "model/config.h"
 
@@ -17,6 +18,7 @@ struct ServedModel {
   ModelConfig config;
   std::unique_ptr<const Tokenizer> tokenizer;  // null: token ids only
   uint32_t max_context_tokens = 0;             // prompt and completion together
+  RequestLimits limits;                        // of one request
 };
 
 }  // namespace switchyard

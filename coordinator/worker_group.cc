@@ -49,7 +49,7 @@ class WorkerGroupImpl final : public WorkerGroup {
   explicit WorkerGroupImpl(const WorkerGroupOptions& options)
       : options_(options),
         reported_error_(options.addresses.size()),
-        ranks_(options.addresses) {}
+        ranks_(options.addresses, options.credentials) {}
 
   ~WorkerGroupImpl() override { Shutdown(); }
 

@@ -17,12 +17,14 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "coordinator/step_runner.h"
+#include "rpc/credentials.h"
 #include "switchyard/v1/worker.pb.h"
 
 namespace switchyard {
 
 struct WorkerGroupOptions {
   std::vector<std::string> addresses;  // host:port of each worker, by rank
+  ClientCredentials credentials;       // shown to them
   // For every rank; rank, world_size and rendezvous_address are filled in.
   v1::ConfigureRequest configure;
   // The cache arena of each rank; 0: as much as the poorest rank has.

@@ -18,12 +18,13 @@ constexpr absl::Duration kPutTimeout = absl::Seconds(30);
 
 class RemoteRendezvous final : public Rendezvous {
  public:
-  explicit RemoteRendezvous(const std::string& address)
+  RemoteRendezvous(const std::string& address,
+                   const ClientCredentials& credentials)
       : address_(address) {
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-    stub_ = v1::WorkerService::NewStub(grpc::CreateCustomChannel(
-        address, grpc::InsecureChannelCredentials(), arguments));
+    stub_ = v1::WorkerService::NewStub(
+        OpenChannel(address, credentials, arguments));
   }
 
   absl::Status Put(const std::string& key, const std::string& value) override {
@@ -89,8 +90,9 @@ class RemoteRendezvous final : public Rendezvous {
 
 }  // namespace
 
-std::unique_ptr<Rendezvous> MakeRemoteRendezvous(const std::string& address) {
-  return std::make_unique<RemoteRendezvous>(address);
+std::unique_ptr<Rendezvous> MakeRemoteRendezvous(
+    const std::string& address, const ClientCredentials& credentials) {
+  return std::make_unique<RemoteRendezvous>(address, credentials);
 }
 
 }  // namespace switchyard

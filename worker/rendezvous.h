@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "rpc/credentials.h"
 
 namespace switchyard {
 
@@ -72,7 +73,8 @@ class RendezvousTable final : public Rendezvous {
 };
 
 // The table of the worker service at `address` (host:port).
-std::unique_ptr<Rendezvous> MakeRemoteRendezvous(const std::string& address);
+std::unique_ptr<Rendezvous> MakeRemoteRendezvous(
+    const std::string& address, const ClientCredentials& credentials = {});
 
 }  // namespace switchyard
 

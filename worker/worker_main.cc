@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -14,7 +15,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "rpc/health_server.h"
+#include "rpc/host_port.h"
 #include "worker/worker_service.h"
 
 namespace switchyard {
@@ -70,22 +71,18 @@ int Serve(const WorkerOptions& options,
   WorkerServiceOptions service_options;
   service_options.host = options.listen;
   service_options.port = options.port;
+  service_options.health_port = options.health_port;
+  service_options.session.group = options.group;
   service_options.session.collective_timeout = options.collective_timeout;
   absl::StatusOr<std::unique_ptr<WorkerService>> service = WorkerService::Start(
       *std::move(backend), service_options, [] { kill(getpid(), SIGTERM); });
   if (!service.ok()) return Fail(service.status(), 1);
-  std::unique_ptr<HealthServer> health;
-  if (options.health_port.has_value()) {
-    absl::StatusOr<std::unique_ptr<HealthServer>> started =
-        HealthServer::Start(options.listen, *options.health_port, {});
-    if (!started.ok()) return Fail(started.status(), 1);
-    health = *std::move(started);
-    std::printf("health on %s\n", health->address().c_str());
+  if (const std::optional<int> port = (*service)->health_port()) {
+    std::printf("health on %s\n", JoinHostPort(options.listen, *port).c_str());
   }
-  Log(LogLevel::kInfo, "listening",
-      {{"address", absl::StrCat(options.listen, ":", (*service)->port())}});
-  std::printf("worker listening on %s:%d\n", options.listen.c_str(),
-              (*service)->port());
+  const std::string address = JoinHostPort(options.listen, (*service)->port());
+  Log(LogLevel::kInfo, "listening", {{"address", address}});
+  std::printf("worker listening on %s\n", address.c_str());
   std::fflush(stdout);
 
   int signal_number = 0;
@@ -110,10 +107,14 @@ your process manager start it again. `switchyard serve` starts its own workers.
 usage: switchyard worker [flags]
   --port N                 port to listen on; 0 picks one (default 9000)
   --listen ADDRESS         address to listen on; 0.0.0.0 for all (default 127.0.0.1)
-  --health-port N          port of grpc.health.v1 in plaintext, for probes; 0 picks one (default: none)
   --device DEVICE          auto, cpu, cuda or cuda:N (default auto: CUDA if there is one)
   --threads N              threads of the CPU device (default: as many as there are cores)
   --collective-timeout S   seconds that a step waits for a silent peer (default 20)
+  --health-port N          port for grpc.health.v1 in plaintext, for probes; 0 picks one (default: none)
+  --group-tls-cert FILE    our certificate, for coordinator and ranks (PEM); read again when it changes
+  --group-tls-key FILE     its key (PEM)
+  --group-tls-ca FILE      signs the certificates of the group (PEM): nobody else may call
+  --group-token-file FILE  the secret that callers must bring, one a line; the first is ours to show
   --exit-with-parent       stop when the process that started this one does
   --log-format FORMAT      text or json; one line per event on stderr (default text)
   --log-level LEVEL        debug, info, warning or error (default info)
@@ -140,8 +141,14 @@ absl::StatusOr<WorkerOptions> ParseWorkerOptions(
       options.exit_with_parent = true;
       continue;
     }
-    if (flag != "--port" && flag != "--health-port" && flag != "--listen" &&
-        flag != "--device" && flag != "--threads" &&
+    const std::map<std::string, std::string*> files = {
+        {"--group-tls-cert", &options.group.tls.cert},
+        {"--group-tls-key", &options.group.tls.key},
+        {"--group-tls-ca", &options.group.tls.ca},
+        {"--group-token-file", &options.group.token_file}};
+    const auto file = files.find(flag);
+    if (file == files.end() && flag != "--port" && flag != "--health-port" &&
+        flag != "--listen" && flag != "--device" && flag != "--threads" &&
         flag != "--collective-timeout" && flag != "--log-format" &&
         flag != "--log-level") {
       return absl::InvalidArgumentError(absl::StrCat(
@@ -153,7 +160,9 @@ absl::StatusOr<WorkerOptions> ParseWorkerOptions(
       value = args[++i];
     }
     absl::StatusOr<int> number = 0;
-    if (flag == "--listen") {
+    if (file != files.end()) {
+      *file->second = *value;
+    } else if (flag == "--listen") {
       options.listen = *value;
     } else if (flag == "--device") {
       const absl::Status known = CheckDevice(*value);

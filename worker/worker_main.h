@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "log/log.h"
+#include "rpc/credentials.h"
 #include "worker/step_executor.h"
 
 namespace switchyard {
@@ -21,6 +22,7 @@ struct WorkerOptions {
   std::string device = "auto";       // auto, cpu, cuda or cuda:N
   int num_threads = 0;               // of the CPU device; 0: its choice
   absl::Duration collective_timeout = absl::Seconds(20);
+  ClientFiles group;               // see WorkerServiceOptions
   bool exit_with_parent = false;
   LogFormat log_format = LogFormat::kText;
   LogLevel log_level = LogLevel::kInfo;
@@ -42,8 +44,8 @@ using WorkerBackendFactory =
 
 // Serves one group and returns the process's exit code: 0 after a clean
 // shutdown (by the coordinator or SIGTERM), 1 when the group was lost, 2 for
-// bad arguments. Prints `worker listening on HOST:PORT` on stdout when ready
-// (before that `health on HOST:PORT`, if there is such a port),
+// bad arguments. Prints `health on HOST:PORT`, if it has such a port, and
+// `worker listening on HOST:PORT` on stdout when ready,
 // and on stderr the reason for any other code. Call it from the main thread,
 // before other threads start: it blocks SIGTERM and SIGINT in all of them.
 int WorkerMain(absl::Span<const std::string> args,

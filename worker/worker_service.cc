@@ -6,14 +6,20 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/status.h"
 #include "proto/grpc_status.h"
+#include "rpc/credentials.h"
+#include "rpc/health_server.h"
+#include "rpc/host_port.h"
+#include "rpc/tokens.h"
 #include "switchyard/v1/worker.grpc.pb.h"
 #include "worker/worker_log.h"
 
 namespace switchyard {
 namespace {
+
+constexpr char kName[] = "switchyard.v1.WorkerService";
 
 // The persistent stream of steps: plans in, results out, in order. gRPC's
 // Start* and Finish may run reactions before they return, so they are called
@@ -128,15 +134,19 @@ class RefusedStream final
 // A coordinator that gives up while the model loads takes the session with it.
 class ConfigureCall final : public grpc::ServerUnaryReactor {
  public:
+  // `on_ready` is called when the session is configured.
   ConfigureCall(WorkerSession& session, const v1::ConfigureRequest& request,
-                v1::ConfigureResponse* response)
+                v1::ConfigureResponse* response, std::function<void()> on_ready)
       : session_(session) {
     // The request and this call may be gone when Configure returns.
     const v1::ConfigureRequest wanted = request;
     const absl::Status refusal = session.Configure(
-        request,
-        [this, response](absl::StatusOr<v1::ConfigureResponse> result) {
-          if (result.ok()) *response = *std::move(result);
+        request, [this, response, on_ready = std::move(on_ready)](
+                     absl::StatusOr<v1::ConfigureResponse> result) {
+          if (result.ok()) {
+            *response = *std::move(result);
+            on_ready();
+          }
           Finish(ToGrpcStatus(result.status()));
         });
     accepted_ = refusal.ok();
@@ -215,10 +225,19 @@ class Service final : public WorkerService,
   }
 
   absl::Status Listen() {
-    const std::string host = absl::StrContains(options_.host, ':')
-                                 ? absl::StrCat("[", options_.host, "]")
-                                 : options_.host;
-    const std::string address = absl::StrCat(host, ":", options_.port);
+    if (options_.health_port.has_value()) {
+      SY_ASSIGN_OR_RETURN(
+          health_,
+          HealthServer::Start(options_.host, *options_.health_port, {kName}));
+    }
+    const ClientFiles& group = options_.session.group;
+    if (!group.token_file.empty()) {
+      SY_ASSIGN_OR_RETURN(tokens_, TokenSet::Load(group.token_file, nullptr));
+    }
+    SY_ASSIGN_OR_RETURN(
+        const std::shared_ptr<grpc::ServerCredentials> credentials,
+        MakeServerCredentials(group.tls));
+    const std::string address = JoinHostPort(options_.host, options_.port);
     grpc::ServerBuilder builder;
     builder.RegisterService(this);
     builder.SetMaxReceiveMessageSize(-1);  // of our own coordinator
@@ -228,8 +247,7 @@ class Service final : public WorkerService,
     builder.AddChannelArgument(
         GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
-    builder.AddListeningPort(address, grpc::InsecureServerCredentials(),
-                             &port_);
+    builder.AddListeningPort(address, credentials, &port_);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || port_ == 0)
       return absl::UnavailableError(absl::StrCat("cannot listen on ", address));
@@ -237,26 +255,37 @@ class Service final : public WorkerService,
   }
 
   int port() const override { return port_; }
+  std::optional<int> health_port() const override {
+    if (health_ == nullptr) return std::nullopt;
+    return health_->port();
+  }
   WorkerSession& session() override { return session_; }
 
  private:
   grpc::ServerUnaryReactor* Configure(
-      grpc::CallbackServerContext*, const v1::ConfigureRequest* request,
+      grpc::CallbackServerContext* context, const v1::ConfigureRequest* request,
       v1::ConfigureResponse* response) override {
-    return new ConfigureCall(session_, *request, response);
+    if (auto* refusal = Refuse(context)) return refusal;
+    return new ConfigureCall(session_, *request, response,
+                             [this] { SetReady(true); });
   }
 
   grpc::ServerUnaryReactor* AllocateCache(
       grpc::CallbackServerContext* context,
       const v1::AllocateCacheRequest* request,
       v1::AllocateCacheResponse*) override {
+    if (auto* refusal = Refuse(context)) return refusal;
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     session_.AllocateCache(request->arena_bytes(), FinishWith(reactor));
     return reactor;
   }
 
   grpc::ServerBidiReactor<v1::StepPlan, v1::StepResult>* Execute(
-      grpc::CallbackServerContext*) override {
+      grpc::CallbackServerContext* context) override {
+    if (absl::Status status = CheckToken(tokens_.get(), *context);
+        !status.ok()) {
+      return new RefusedStream(status);
+    }
     const absl::Status opened = session_.OpenStream();
     if (!opened.ok()) return new RefusedStream(opened);
     auto stream = std::make_shared<StepStream>(session_);
@@ -274,6 +303,7 @@ class Service final : public WorkerService,
       grpc::CallbackServerContext* context,
       const v1::PreparePlacementRequest* request,
       v1::PreparePlacementResponse*) override {
+    if (auto* refusal = Refuse(context)) return refusal;
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     session_.PreparePlacement(
         request->epoch(),
@@ -287,6 +317,7 @@ class Service final : public WorkerService,
       grpc::CallbackServerContext* context,
       const v1::CommitPlacementRequest* request,
       v1::CommitPlacementResponse*) override {
+    if (auto* refusal = Refuse(context)) return refusal;
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     session_.CommitPlacement(request->epoch(),
                              LogAndFinish("commit", request->epoch(), reactor));
@@ -297,6 +328,7 @@ class Service final : public WorkerService,
       grpc::CallbackServerContext* context,
       const v1::AbortPlacementRequest* request,
       v1::AbortPlacementResponse*) override {
+    if (auto* refusal = Refuse(context)) return refusal;
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     session_.AbortPlacement(request->epoch(),
                             LogAndFinish("abort", request->epoch(), reactor));
@@ -306,6 +338,7 @@ class Service final : public WorkerService,
   grpc::ServerUnaryReactor* GetStatus(
       grpc::CallbackServerContext* context, const v1::GetStatusRequest*,
       v1::GetStatusResponse* response) override {
+    if (auto* refusal = Refuse(context)) return refusal;
     *response = session_.GetStatus();
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     reactor->Finish(grpc::Status::OK);
@@ -315,6 +348,7 @@ class Service final : public WorkerService,
   grpc::ServerUnaryReactor* Shutdown(grpc::CallbackServerContext* context,
                                      const v1::ShutdownRequest*,
                                      v1::ShutdownResponse*) override {
+    if (auto* refusal = Refuse(context)) return refusal;
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     reactor->Finish(grpc::Status::OK);
     session_.End(absl::OkStatus());
@@ -325,6 +359,7 @@ class Service final : public WorkerService,
       grpc::CallbackServerContext* context,
       const v1::PutRendezvousRequest* request,
       v1::PutRendezvousResponse*) override {
+    if (auto* refusal = Refuse(context)) return refusal;
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     reactor->Finish(ToGrpcStatus(
         session_.rendezvous().Put(request->key(), request->value())));
@@ -332,10 +367,25 @@ class Service final : public WorkerService,
   }
 
   grpc::ServerUnaryReactor* GetRendezvous(
-      grpc::CallbackServerContext*, const v1::GetRendezvousRequest* request,
+      grpc::CallbackServerContext* context,
+      const v1::GetRendezvousRequest* request,
       v1::GetRendezvousResponse* response) override {
+    if (auto* refusal = Refuse(context)) return refusal;
     return new GetRendezvousCall(session_.rendezvous(), request->key(),
                                  response);
+  }
+
+  // Of a call without a token of the group; null: it may go on.
+  grpc::ServerUnaryReactor* Refuse(grpc::CallbackServerContext* context) {
+    const absl::Status status = CheckToken(tokens_.get(), *context);
+    if (status.ok()) return nullptr;
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(ToGrpcStatus(status));
+    return reactor;
+  }
+
+  void SetReady(bool ready) {
+    if (health_ != nullptr) health_->Set(kName, ready);
   }
 
   static WorkerSession::DoneStatus FinishWith(
@@ -354,6 +404,7 @@ class Service final : public WorkerService,
   }
 
   void SessionIsOver() {
+    SetReady(false);
     std::shared_ptr<StepStream> stream;
     {
       absl::MutexLock lock(&mutex_);
@@ -372,6 +423,8 @@ class Service final : public WorkerService,
 
   const WorkerServiceOptions options_;
   const std::function<void()> on_over_;
+  std::unique_ptr<HealthServer> health_;  // null: there is none
+  std::unique_ptr<TokenSet> tokens_;      // null: anybody may call
   int port_ = 0;
   absl::Mutex mutex_;
   std::weak_ptr<StepStream> stream_ ABSL_GUARDED_BY(mutex_);

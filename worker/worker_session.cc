@@ -114,9 +114,12 @@ absl::Status WorkerSession::Connect(const v1::ConfigureRequest& request) {
                         LocalHostTowards(request.rendezvous_address()));
     Rendezvous* rendezvous = &table_;
     if (request.rank() > 0) {
+      SY_ASSIGN_OR_RETURN(const ClientCredentials credentials,
+                          LoadClientCredentials(options_.group));
       absl::MutexLock lock(&mutex_);
       if (outcome_.has_value()) return OverStatus();
-      remote_rendezvous_ = MakeRemoteRendezvous(request.rendezvous_address());
+      remote_rendezvous_ =
+          MakeRemoteRendezvous(request.rendezvous_address(), credentials);
       rendezvous = remote_rendezvous_.get();
     }
     SY_ASSIGN_OR_RETURN(collective,

@@ -21,6 +21,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "rpc/credentials.h"
 #include "switchyard/v1/worker.pb.h"
 #include "worker/collective.h"
 #include "worker/rendezvous.h"
@@ -29,6 +30,7 @@
 namespace switchyard {
 
 struct WorkerSessionOptions {
+  ClientFiles group;  // how this rank shows itself to rank 0; read when needed
   // How long a collective operation may wait for a silent peer. Shorter than
   // the coordinator's step deadline, so that the waiting rank can name the
   // peer.

@@ -15,44 +15,107 @@ from switchyard.v1 import admin_pb2_grpc
 from switchyard.v1 import generation_pb2 as generation
 from switchyard.v1 import generation_pb2_grpc
 
-BINARY = "cli/switchyard"
+BINARY = os.environ.get("SWITCHYARD_BINARY", "cli/switchyard")
 TESTDATA = "tests/testdata"
 TINY = f"{TESTDATA}/apriel2-tiny"
 LAYERS = 6  # of apriel2-tiny
 MIXERS = ["attention", "sliding_window", "gdn", "kda"]
 
 
-class Server:
-    """A running `switchyard serve`; use as a context manager. Ends only what it started."""
+class Process:
+    """A running command of ours; use as a context manager. Ends only what it started."""
 
-    def __init__(self, *flags, model=TINY, world_size=1, ready_seconds=120, wait=True, credentials=None, token=None):
-        """wait=False returns before the model is loaded; credentials and token are the client's, see connect()."""
-        self.command = [BINARY, "serve", "--model", model, "--tensor-parallel-size", str(world_size),
-                        "--device", "cpu", "--threads", "1", "--cache-bytes", "256MiB", "--port", "0", "--admin-port", "0",
-                        "--metrics-port", "0", "--health-port", "0", *flags]
-        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def __init__(self, command):
+        self.command = command
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.stderr_lines = []
         self._lines = queue.Queue()
         self._readers = [threading.Thread(target=self._read_stdout, daemon=True),
                          threading.Thread(target=self._read_stderr, daemon=True)]
         for reader in self._readers:
             reader.start()
+
+    def _read_stdout(self):
+        for line in self.process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def _read_stderr(self):
+        for line in self.process.stderr:
+            self.stderr_lines.append(line.rstrip("\n"))
+
+    def address(self, label, seconds):
+        """Reads on until a line says `label HOST:PORT`, and returns that address."""
+        deadline = time.monotonic() + seconds
+        while True:
+            line = self._lines.get(timeout=max(0.1, deadline - time.monotonic()))
+            if line is None:
+                self.process.wait()
+                for reader in self._readers:
+                    reader.join(10)
+                raise RuntimeError(f"the process ended before it was ready (exit {self.process.returncode}):\n" +
+                                   "\n".join(self.stderr_lines[-20:]))
+            match = re.search(rf"{label} (\S+:\d+)", line)
+            if match:
+                return match.group(1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        self.stop()
+
+    def stop(self, seconds=60):
+        """Ends the process politely and returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        for reader in self._readers:
+            reader.join(10)
+        return self.process.returncode
+
+
+class Server(Process):
+    """A running `switchyard serve` (or coordinator), and a client of it."""
+
+    def __init__(self, *flags, command="serve", model=TINY, world_size=1, ready_seconds=120, wait=True, credentials=None,
+                 token=None, admin_token=None):
+        """wait=False returns before the model is loaded; credentials and tokens are the client's, see connect()."""
+        workers = ["--tensor-parallel-size", str(world_size), "--device", "cpu", "--threads", "1"]
+        super().__init__([BINARY, command, "--model", model, *(workers if command == "serve" else []), "--cache-bytes",
+                          "256MiB", "--port", "0", "--admin-port", "0", "--metrics-port", "0", "--health-port", "0",
+                          *flags])
         self._channels = []
-        self._credentials, self._token = credentials, token
-        self.health_target = self._address("health on", ready_seconds)
+        self._credentials, self._token, self._admin_token = credentials, token, admin_token
+        self.health_target = self.address("health on", ready_seconds)
         if wait:
             self.wait_until_ready(ready_seconds)
 
     def wait_until_ready(self, seconds=120):
-        self.target = self._address("serving on", seconds)
-        self.admin_target = self._address("admin on", seconds)
-        self.metrics_target = self._address("metrics on", seconds)
+        self.target = self.address("serving on", seconds)
+        self.admin_target = self.address("admin on", seconds)
+        self.metrics_target = self.address("metrics on", seconds)
         self.generation = generation_pb2_grpc.GenerationServiceStub(
             self.connect(self.target, self._credentials, self._token))
-        self.admin = admin_pb2_grpc.AdminServiceStub(self.connect(self.admin_target, self._credentials, self._token))
+        self.admin = admin_pb2_grpc.AdminServiceStub(
+            self.connect(self.admin_target, self._credentials, self._admin_token))
+
+    def stop(self, seconds=60):
+        code = super().stop(seconds)
+        for channel in self._channels:
+            channel.close()
+        return code
 
     def connect(self, target, credentials=None, token=None, options=()):
-        """A channel that lives until stop(): TLS with `credentials`, and a bearer `token` with every call."""
+        """A channel that lives until stop(): TLS with `credentials`, and a bearer `token` with every call.
+
+        It has connections of its own, as another process would."""
+        options = [("grpc.use_local_subchannel_pool", 1), *options]
         channel = (grpc.secure_channel(target, credentials, options) if credentials else
                    grpc.insecure_channel(target, options))
         self._channels.append(channel)
@@ -74,49 +137,6 @@ class Server:
         for answer in call(health_pb2.HealthCheckRequest(service=service), timeout=timeout):
             yield health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
-    def _read_stdout(self):
-        for line in self.process.stdout:
-            self._lines.put(line.rstrip("\n"))
-        self._lines.put(None)
-
-    def _read_stderr(self):
-        for line in self.process.stderr:
-            self.stderr_lines.append(line.rstrip("\n"))
-
-    def _address(self, label, seconds):
-        deadline = time.monotonic() + seconds
-        while True:
-            line = self._lines.get(timeout=max(0.1, deadline - time.monotonic()))
-            if line is None:
-                self.process.wait()
-                raise RuntimeError(f"the server ended before it was ready (exit {self.process.returncode}):\n" +
-                                   "\n".join(self.stderr_lines[-20:]))
-            match = re.search(rf"{label} (\S+:\d+)", line)
-            if match:
-                return match.group(1)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *unused):
-        self.stop()
-
-    def stop(self, seconds=60):
-        """Ends the server politely and returns its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
-        for reader in self._readers:
-            reader.join(10)
-        for channel in self._channels:
-            channel.close()
-        return self.process.returncode
-
     def worker_pids(self):
         """Process ids of the server's children, in rank order (they start in that order)."""
         task = f"/proc/{self.process.pid}/task"
@@ -126,8 +146,11 @@ class Server:
                 pids.update(int(pid) for pid in children.read().split())
         return sorted(pids)
 
+    def info(self):
+        return self.admin.GetServerInfo(admin.GetServerInfoRequest())
+
     def load(self):
-        return self.admin.GetServerInfo(admin.GetServerInfoRequest()).load
+        return self.info().load
 
     def wait_until_idle(self, seconds=20):
         """Waits until nothing runs, and returns the load then."""
