@@ -46,6 +46,7 @@ void Limit(const ConnectionLimits& limits, grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kPeerPingMs);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
                               kPeerPingTimeoutMs);
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
 }
 
 // gRPC's blocking services answer a message that cannot be parsed with INTERNAL
@@ -77,6 +78,14 @@ class MalformedIsInvalidFactory final
   }
 };
 
+void CheckMessages(grpc::ServerBuilder* builder) {
+  std::vector<
+      std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>>
+      interceptors;
+  interceptors.push_back(std::make_unique<MalformedIsInvalidFactory>());
+  builder->experimental().SetInterceptorCreators(std::move(interceptors));
+}
+
 absl::StatusOr<std::unique_ptr<TokenSet>> LoadTokens(const std::string& path) {
   if (path.empty()) return nullptr;
   return TokenSet::Load(path, [](const std::string& notice) { Log(notice); });
@@ -90,17 +99,13 @@ struct Listener {
 
 absl::StatusOr<Listener> Listen(const ServerOptions& options, int port,
                                 grpc::Service* service,
-                                const char* service_name) {
+                                const char* service_name, bool is_blocking) {
   SY_ASSIGN_OR_RETURN(
       const std::shared_ptr<grpc::ServerCredentials> credentials,
       MakeServerCredentials(options.tls));
   grpc::ServerBuilder builder;
   Limit(options.limits, &builder);
-  std::vector<
-      std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>>
-      interceptors;
-  interceptors.push_back(std::make_unique<MalformedIsInvalidFactory>());
-  builder.experimental().SetInterceptorCreators(std::move(interceptors));
+  if (is_blocking) CheckMessages(&builder);
   // Two servers must not share a port by accident.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.RegisterService(service);
@@ -167,10 +172,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
                                      std::move(admin_tokens));
   SY_ASSIGN_OR_RETURN(impl->client_port,
                       Listen(options, options.port, impl->generation.service(),
-                             kGenerationServiceName));
+                             kGenerationServiceName, /*is_blocking=*/false));
   SY_ASSIGN_OR_RETURN(impl->admin_port,
                       Listen(options, options.admin_port, impl->admin.service(),
-                             kAdminServiceName));
+                             kAdminServiceName, /*is_blocking=*/true));
   return std::unique_ptr<Server>(new Server(std::move(impl)));
 }
 

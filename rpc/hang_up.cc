@@ -2,9 +2,8 @@
 
 #include <dirent.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
-
-#include <memory>
 
 #include "absl/strings/numbers.h"
 #include "absl/time/clock.h"
@@ -30,24 +29,35 @@ int LocalPort(int fd) {
   }
 }
 
-// Returns how many connections are still open.
+// TCP_ESTABLISHED and the like; -1 for anything but a TCP socket.
+int TcpState(int fd) {
+  tcp_info info = {};
+  socklen_t size = sizeof(info);
+  if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) return -1;
+  return info.tcpi_state;
+}
+
+// Whether the peer has not acknowledged everything, the end included.
+bool IsBusy(int state) {
+  return state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT ||
+         state == TCP_FIN_WAIT1 || state == TCP_CLOSING ||
+         state == TCP_LAST_ACK;
+}
+
+// Returns how many connections are busy still.
 int ShutDownSockets(int port) {
-  const std::unique_ptr<DIR, decltype(&closedir)> folder(
-      opendir("/proc/self/fd"), &closedir);
+  DIR* const folder = opendir("/proc/self/fd");
   if (folder == nullptr) return 0;
-  int num_open = 0;
-  while (const dirent* entry = readdir(folder.get())) {
+  int num_busy = 0;
+  while (const dirent* entry = readdir(folder)) {
     int fd;
     if (!absl::SimpleAtoi(entry->d_name, &fd) || LocalPort(fd) != port)
       continue;
-    int is_listening = 0;
-    socklen_t size = sizeof(is_listening);
-    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &is_listening, &size) != 0)
-      continue;
-    shutdown(fd, is_listening ? SHUT_RD : SHUT_WR);
-    num_open += !is_listening;
+    shutdown(fd, TcpState(fd) == TCP_LISTEN ? SHUT_RD : SHUT_WR);
+    num_busy += IsBusy(TcpState(fd));
   }
-  return num_open;
+  closedir(folder);
+  return num_busy;
 }
 
 }  // namespace

@@ -8,7 +8,8 @@ namespace switchyard {
 
 // Stops listening on the TCP port `port` of this process and says goodbye on
 // its connections: what has been written still goes out, nothing more does.
-// Waits until the peers have closed their ends, at most for `patience`.
+// Waits until the peers have acknowledged it all, at most for `patience`: a
+// socket that is closed earlier may take back what is on its way.
 //
 // To be called before gRPC's own shutdown, which cancels the calls that arrive
 // while it goes on. Their clients would see CANCELLED, which tells nothing of

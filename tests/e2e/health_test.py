@@ -49,11 +49,15 @@ class HealthTest(unittest.TestCase):
 
     def test_a_long_queue_is_alive_and_a_hung_rank_is_not(self):
         with Server("--liveness-timeout", "2s", "--max-num-seqs", "1", world_size=2) as server:
-            streams = [server.generation.Generate(endless()) for _ in range(8)]  # seven of them wait
+            streams = [server.generation.Generate(endless())]
             next(streams[0])
+            streams += [server.generation.Generate(endless()) for _ in range(7)]
+            deadline = time.monotonic() + 20
+            while server.load().waiting_sequences < 7:
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.02)
             statuses = server.watch_health("")
             self.assertEqual(next(statuses), "SERVING")
-            self.assertGreaterEqual(server.load().waiting_sequences, 1)
             victim = server.worker_pids()[1]
             os.kill(victim, signal.SIGSTOP)
             try:
