@@ -264,7 +264,8 @@ class LimitsTest(unittest.TestCase):
         cls.server = Server("--max-message-bytes", "65536", "--max-prompt-tokens", "100", "--max-stop-strings", "2",
                             "--max-stop-string-bytes", "8", "--max-logprobs", "3", "--max-logit-biases", "4",
                             "--max-concurrent-streams", "7", "--max-header-bytes", "8192",
-                            "--min-ping-interval", "1s", "--handshake-timeout", "2s")
+                            "--min-ping-interval", "1s", "--handshake-timeout", "2s",
+                            "--max-context-tokens", "256")  # what is cut short in test_malformed_messages may run to it
 
     @classmethod
     def tearDownClass(cls):
