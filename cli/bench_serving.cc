@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -25,6 +26,7 @@
 #include "cli/placement_arg.h"
 #include "cli/subprocess.h"
 #include "kernels/status.h"
+#include "model/random_init.h"
 #include "proto/grpc_status.h"
 #include "switchyard/v1/admin.grpc.pb.h"
 #include "switchyard/v1/generation.grpc.pb.h"
@@ -54,6 +56,9 @@ struct ServingResult {
   uint64_t num_steps = 0;
   double busy_seconds = 0;
   double execute_seconds = 0;
+  double device_seconds = 0;  // of rank 0; zero where it has no clock
+  double device_idle_seconds = 0;
+  uint64_t num_graph_steps = 0;
 
   double TokensPerSecond() const {
     return static_cast<double>(num_tokens) / seconds;
@@ -65,6 +70,13 @@ struct ServingResult {
     return 1e3 * execute_seconds / static_cast<double>(num_steps);
   }
   double ShareOutside() const { return 1 - execute_seconds / busy_seconds; }
+  double DeviceMs() const {
+    return 1e3 * device_seconds / static_cast<double>(num_steps);
+  }
+  double ShareIdle() const {
+    return device_idle_seconds /
+           std::max(device_seconds + device_idle_seconds, 1e-9);
+  }
 };
 
 absl::StatusOr<std::vector<int>> ParseCounts(
@@ -127,6 +139,10 @@ class Load {
     result.num_steps = after.num_steps() - before.num_steps();
     result.busy_seconds = after.busy_seconds() - before.busy_seconds();
     result.execute_seconds = after.execute_seconds() - before.execute_seconds();
+    result.device_seconds = after.device_seconds() - before.device_seconds();
+    result.device_idle_seconds =
+        after.device_idle_seconds() - before.device_idle_seconds();
+    result.num_graph_steps = after.num_graph_steps() - before.num_graph_steps();
     if (result.num_steps == 0 || result.num_tokens < options.max_tokens) {
       return absl::InternalError("the server's counters did not move");
     }
@@ -167,14 +183,18 @@ class Load {
 };
 
 void PrintHeading() {
-  std::printf("%10s %10s %10s %12s %14s %14s\n", "world size", "sequences",
-              "tokens/s", "ms per step", "in executor ms", "outside it");
+  std::printf("%10s %10s %10s %12s %14s %14s %10s %9s %9s\n", "world size",
+              "sequences", "tokens/s", "ms per step", "in executor ms",
+              "outside it", "device ms", "it idles", "graphs");
 }
 
 void PrintRow(const ServingResult& result) {
-  std::printf("%10d %10d %10.0f %12.3f %14.3f %13.1f%%\n", result.world_size,
-              result.num_sequences, result.TokensPerSecond(), result.StepMs(),
-              result.ExecuteMs(), 100 * result.ShareOutside());
+  std::printf("%10d %10d %10.0f %12.3f %14.3f %13.1f%% %10.3f %8.1f%% %8.1f%%\n",
+              result.world_size, result.num_sequences, result.TokensPerSecond(),
+              result.StepMs(), result.ExecuteMs(), 100 * result.ShareOutside(),
+              result.DeviceMs(), 100 * result.ShareIdle(),
+              100.0 * static_cast<double>(result.num_graph_steps) /
+                  static_cast<double>(result.num_steps));
   std::fflush(stdout);
 }
 
@@ -184,14 +204,20 @@ nlohmann::json ToJson(const ServingResult& result) {
           {"tokens_per_second", result.TokensPerSecond()},
           {"step_ms", result.StepMs()},
           {"execute_ms", result.ExecuteMs()},
-          {"share_outside_executor", result.ShareOutside()}};
+          {"share_outside_executor", result.ShareOutside()},
+          {"device_ms", result.DeviceMs()},
+          {"share_device_idle", result.ShareIdle()},
+          {"graph_steps", result.num_graph_steps}};
 }
 
 absl::Status RunWorldSize(const ServingOptions& options, int world_size,
                           const std::vector<int>& concurrency,
                           std::vector<ServingResult>* results) {
+  const std::vector<std::string> shapes = NamedShapes();
+  const bool random = std::find(shapes.begin(), shapes.end(),
+                                options.model_dir) != shapes.end();
   std::vector<std::string> command = {"serve",
-                                      "--model",
+                                      random ? "--random-init" : "--model",
                                       options.model_dir,
                                       "--device",
                                       options.device,
@@ -240,7 +266,8 @@ int BenchServing(absl::Span<const std::string> args) {
                 "from this process, and tells what a step "
                 "costs and how much of it is not the executor's.",
                 "DIR [flags] [-- SERVE FLAGS]");
-  flags.Operand("DIR", &options.model_dir, "the checkpoint");
+  flags.Operand("DIR", &options.model_dir,
+                "the checkpoint, or a shape of `serve --random-init`");
   flags.Operands("SERVE FLAGS", &options.serve_flags,
                  "passed on to `switchyard serve`");
   flags.Choice("device", &options.device, {"auto", "cpu", "cuda"},

@@ -2,9 +2,19 @@
 
 #include <cstdint>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "model/random_init.h"
+
 namespace switchyard {
 
 void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
+  flags->String(
+      "random-init", &options->random_init, "NAME",
+      absl::StrCat("instead of a checkpoint, random weights in one of "
+                   "these shapes, for benchmarks: ",
+                   absl::StrJoin(NamedShapes(), ", ")));
+
   flags->Section("Where it listens");
   flags->String("host", &options->server.host, "ADDRESS",
                 "of both APIs; 0.0.0.0 for every interface");
@@ -86,6 +96,11 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
              "tokens in a block of the attention cache");
   flags->Choice("dtype", &options->dtype, {"auto", "fp32", "bf16"},
                 "of weights and cache; auto: what suits the device");
+  flags->Bool("batch-invariant", &options->batch_invariant,
+              "a request's result does not depend, bit for bit, on what runs "
+              "beside it; costs speed on CUDA, and is always so on the CPU");
+  flags->Bool("cuda-graphs", &options->cuda_graphs,
+              "on CUDA, record decode steps and replay them");
   flags->Bool("poison-freed-cache", &options->poison_freed_cache,
               "fill freed cache with NaN, to find reads of it");
 

@@ -152,7 +152,7 @@ int ServeCommand(absl::Span<const std::string> args) {
                 "--model DIR [flags]");
   flags.String("model", &options.model_dir, "DIR",
                "the checkpoint: config.json, safetensors, tokenizer.json",
-               kRequired);
+               kOptional);
   flags.Int("tensor-parallel-size", &local.world_size, 1, 1024,
             "ranks that share the model");
   flags.Choice("device", &local.device, {"auto", "cpu", "cuda"},
@@ -191,7 +191,7 @@ int CoordinatorCommand(absl::Span<const std::string> args) {
                 "--model DIR --workers HOST:PORT,... [flags]");
   flags.String("model", &options.model_dir, "DIR",
                "the checkpoint: config.json, safetensors, tokenizer.json",
-               kRequired);
+               kOptional);
   flags.List("workers", &workers, "HOST:PORT,...",
              "the ranks, in order; their number is the tensor parallel size",
              kRequired);

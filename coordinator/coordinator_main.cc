@@ -23,6 +23,7 @@
 #include "coordinator/termination_signals.h"
 #include "coordinator/worker_group.h"
 #include "kernels/status.h"
+#include "model/random_init.h"
 #include "rpc/health_server.h"
 
 namespace switchyard {
@@ -80,7 +81,9 @@ WorkerGroupOptions GroupOptions(const CoordinatorOptions& options,
   configure.set_config_fingerprint(Fingerprint(model.served.config));
   configure.set_poison_freed_cache(options.poison_freed_cache);
   configure.set_max_context_tokens(model.served.max_context_tokens);
-  configure.set_enable_graphs(true);
+  configure.set_enable_graphs(options.cuda_graphs);
+  configure.set_batch_invariant(options.batch_invariant);
+  configure.set_random_init(options.random_init);
   group.cache_bytes = static_cast<uint64_t>(options.cache_bytes.value_or(0));
   group.connect_timeout = options.connect_timeout;
   group.step_timeout = options.step_timeout;
@@ -260,9 +263,15 @@ absl::StatusOr<std::unique_ptr<CoordinatorModel>> LoadCoordinatorModel(
     const CoordinatorOptions& options, int32_t world_size) {
   auto model = std::make_unique<CoordinatorModel>();
   ServedModel& served = model->served;
-  served.name = BaseName(options.model_dir);
+  if (options.model_dir.empty() == options.random_init.empty()) {
+    return absl::InvalidArgumentError("give either --model or --random-init");
+  }
+  const bool random = !options.random_init.empty();
+  served.name = random ? options.random_init : BaseName(options.model_dir);
+  SY_ASSIGN_OR_RETURN(served.config, random
+                                         ? NamedShape(options.random_init)
+                                         : LoadModelConfig(options.model_dir));
   served.limits = options.limits;
-  SY_ASSIGN_OR_RETURN(served.config, LoadModelConfig(options.model_dir));
   for (const std::string& notice : served.config.notices) Log(notice);
   SY_RETURN_IF_ERROR(ValidateTensorParallel(served.config, world_size));
 
@@ -274,7 +283,11 @@ absl::StatusOr<std::unique_ptr<CoordinatorModel>> LoadCoordinatorModel(
         absl::StrCat("--max-context-tokens=", served.max_context_tokens,
                      ": the model's context is ", context, " tokens"));
   }
-  SY_RETURN_IF_ERROR(LoadTokenizer(options.model_dir, &served));
+  if (random) {
+    Log("random weights have no tokenizer: serving prompts in token ids only");
+  } else {
+    SY_RETURN_IF_ERROR(LoadTokenizer(options.model_dir, &served));
+  }
 
   Presets presets;
   if (!options.presets_file.empty()) {

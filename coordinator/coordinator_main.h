@@ -24,6 +24,7 @@ namespace switchyard {
 
 struct CoordinatorOptions {
   std::string model_dir;
+  std::string random_init;   // instead of model_dir: a named shape
   std::string presets_file;  // empty: none
   std::string placement;     // preset or a,b,...; empty: the checkpoint's own
   std::string dtype = "auto";
@@ -38,6 +39,8 @@ struct CoordinatorOptions {
   int32_t block_size = kDefaultBlockSize;
   std::optional<int64_t> cache_bytes;  // per rank; default: what ranks offer
   bool poison_freed_cache = false;
+  bool batch_invariant = false;
+  bool cuda_graphs = true;
 
   // Prometheus scrapes here, on the host of `server`; 0: any free one.
   int metrics_port = 8003;

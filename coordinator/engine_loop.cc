@@ -94,6 +94,7 @@ bool EngineLoop::SubmitStep() {
   if (!busy_) {
     busy_ = true;
     busy_since_ = Clock::now();
+    first_busy_step_ = plan->step_id();
   }
   if (absl::Status status = runner_->Submit(*plan); !status.ok()) {
     Lose(status);
@@ -124,6 +125,11 @@ bool EngineLoop::TakeStep(CommittedStep* step) {
   }
   step->taken = Clock::now();
   observer_->OnStep(*outcome, step->taken);
+  device_ms_ += outcome->result.device_ms();
+  if (outcome->result.step_id() > first_busy_step_) {
+    device_idle_ms_ += outcome->result.device_idle_ms();
+  }
+  num_graph_steps_ += outcome->result.graph() ? 1 : 0;
   step->result = std::move(outcome->result);
   step->sampled = *std::move(sampled);
   execute_time_ += outcome->execute_time;

@@ -164,6 +164,12 @@ class EngineLoop {
   absl::Duration busy_time_;     // of the completed busy periods
   absl::Duration execute_time_;  // of all steps, by the slowest rank
   uint64_t num_generated_tokens_ = 0;
+  // Of rank 0's device. The idle time before the first step of a busy period is
+  // the requests', not the engine's.
+  uint64_t first_busy_step_ = 0;
+  double device_ms_ = 0;
+  double device_idle_ms_ = 0;
+  uint64_t num_graph_steps_ = 0;
 };
 
 }  // namespace switchyard

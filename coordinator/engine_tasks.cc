@@ -244,6 +244,9 @@ v1::Load EngineLoop::load() const {
   load.set_busy_seconds(absl::ToDoubleSeconds(busy));
   load.set_execute_seconds(absl::ToDoubleSeconds(execute_time_));
   load.set_num_generated_tokens(num_generated_tokens_);
+  load.set_device_seconds(device_ms_ / 1e3);
+  load.set_device_idle_seconds(device_idle_ms_ / 1e3);
+  load.set_num_graph_steps(num_graph_steps_);
   return load;
 }
 
