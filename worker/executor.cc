@@ -39,7 +39,8 @@ Executor::Executor(std::unique_ptr<Device> device)
     : device_(std::move(device)),
       step_device_(MakeStepDevice(device_.get())),
       step_buffer_(device_.get()),
-      graphs_(kGraphCacheLimits) {}
+      graphs_(kGraphCacheLimits),
+      seen_(kGraphCacheLimits) {}
 
 Executor::~Executor() {
   // Memory that the device still works on must not be freed. What went wrong

@@ -167,6 +167,8 @@ class Executor final : public StepExecutor {
   bool graphs_enabled_ = false;
   // Gone before the collective that they may hold operations of.
   GraphCache<GraphKey, RecordedStep> graphs_;
+  // Shapes of several placements that have run, and are not recorded.
+  GraphCache<GraphKey, bool> seen_;
   int64_t graphs_generation_ = 0;   // of the step buffer they read
   std::vector<GraphPlan> to_warm_;  // the next one last
 

@@ -90,6 +90,12 @@ absl::Status Executor::RunPadded(const std::vector<Work>& batch,
   SY_RETURN_IF_ERROR(output_->ReadSamples(step.output));
   SY_RETURN_IF_ERROR(marks(num_launched_).end->Set());
   if (recorded != nullptr) return absl::OkStatus();
+  // While placements change hands, most mixed shapes come once: a second time
+  // makes them worth recording.
+  if (key.groups.size() > 1 && seen_.Find(key) == nullptr) {
+    seen_.Insert(key, true, 0);
+    return absl::OkStatus();
+  }
 
   // The device is at work on what was just launched: recording the same again
   // costs this thread's time only.
