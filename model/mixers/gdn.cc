@@ -105,7 +105,7 @@ class GdnMixer final : public Mixer {
     MatrixView normed;     // the same shape, activation type
   };
   Scratch Allocate(Workspace& workspace, int64_t num_tokens) const {
-    return {AllocateMatrix(workspace, context_.activation, num_tokens,
+    return {AllocatePadded(workspace, context_.activation, num_tokens,
                            in_proj_.out_features()),
             AllocateMatrix(workspace, DType::kF32, num_tokens, value_cols_),
             AllocateMatrix(workspace, context_.activation, num_tokens,

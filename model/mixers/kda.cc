@@ -118,7 +118,7 @@ class KdaMixer final : public Mixer {
       return AllocateMatrix(workspace, dtype, num_tokens, head_cols_);
     };
     Scratch scratch;
-    scratch.projected = AllocateMatrix(workspace, context_.activation,
+    scratch.projected = AllocatePadded(workspace, context_.activation,
                                        num_tokens, in_proj_.out_features());
     scratch.decay = heads(DType::kF32);
     scratch.gate = heads(context_.activation);
