@@ -193,6 +193,9 @@ class LibrariesTest(unittest.TestCase):
             else:
                 self.assertIn(self.packages.get(name), present, f"{name} ({path}) is in no package of the image")
 
+    def test_no_package_is_there_for_nothing(self):
+        self.assertLessEqual(installed("cpu"), set(self.packages.values()))
+
 
 if __name__ == "__main__":
     testing.main()
