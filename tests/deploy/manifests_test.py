@@ -16,6 +16,8 @@ import schemas
 import testing
 from manifests import expand, find, flag, pod_templates, seconds, selects
 
+BINARY = "cli/switchyard"
+
 
 def every_overlay():
     for overlay in manifests.overlays():
@@ -36,6 +38,14 @@ def env_of(container):
     for entry in container.get("env", []):
         env[entry["name"]] = expand(entry["value"], env) if "value" in entry else "1"
     return env
+
+
+def commands():
+    """(where, sub-command, arguments as the binary gets them) of every container that runs the binary."""
+    for _, where, _, container in every_container():
+        if container["command"] == ["switchyard"]:
+            args = [expand(arg, env_of(container)) for arg in container["args"]]
+            yield where, args[0], args[1:]
 
 
 class RenderingTest(unittest.TestCase):
@@ -104,6 +114,17 @@ class SchemaTest(unittest.TestCase):
 
 
 class CommandTest(unittest.TestCase):
+    def test_the_binary_knows_every_flag(self):
+        helps = {}
+        for where, command, args in commands():
+            if command not in helps:
+                helps[command] = subprocess.run([BINARY, command, "--help"], capture_output=True, text=True, check=True).stdout
+            for arg in args:
+                self.assertRegex(arg, r"^--[a-z-]+=.+$", where)
+                name = arg.partition("=")[0]
+                self.assertRegex(helps[command], rf"(?m)^\s*{name}\b", f"{where}: `switchyard {command}` has no {name}")
+        self.assertEqual(set(helps), {"coordinator", "worker", "serve"})
+
     def test_the_group_names_all_its_workers(self):
         for overlay, objects in every_overlay():
             workers = [item for item in objects

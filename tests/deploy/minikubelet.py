@@ -13,7 +13,9 @@ Replaced, because processes share what containers have of their own:
 
 import os
 import pathlib
+import random
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -34,6 +36,18 @@ def probe(address, service, seconds):
             return check(request, timeout=seconds) == SERVING
         except grpc.RpcError:
             return False
+
+
+def claim_network():
+    """A prefix of loopback addresses that no other test of this machine has now, and the socket that keeps it."""
+    while True:
+        network = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}"
+        claim = socket.socket()
+        try:
+            claim.bind((f"{network}.254", 9999))
+            return network, claim
+        except OSError:  # taken
+            claim.close()
 
 
 class Probe:
@@ -220,8 +234,7 @@ class Cluster:
         self.config_maps = {item["metadata"]["name"]: dict(item["data"]) for item in objects if item["kind"] == "ConfigMap"}
         self._published = []  # (config map's name, folder, version)
         self._names = {}
-        # Loopback addresses that no other process of this machine is likely to use.
-        network = f"127.{2 + os.getpid() % 250}.{os.getpid() // 250 % 250}"
+        network, self._claim = claim_network()
         planned = []  # (pod's name, template, address)
         for item in objects:
             if item["kind"] in ("StatefulSet", "Deployment"):
@@ -241,6 +254,7 @@ class Cluster:
     def __exit__(self, *unused):
         for pod in self.pods.values():
             pod.delete(graceful=False)
+        self._claim.close()
 
     def names(self):
         """DNS: a pod's name under its governing service -> address."""

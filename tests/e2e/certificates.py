@@ -25,11 +25,11 @@ class Authority:
     def _path(self, name):
         return os.path.join(self.folder, name)
 
-    def issue(self, name, days=2):
-        """(certificate, key) paths for 127.0.0.1 and localhost; days=-1 makes one that has expired."""
+    def issue(self, name, days=2, names="DNS:localhost,IP:127.0.0.1"):
+        """(certificate, key) paths for these subject names; days=-1 makes one that has expired."""
         cert, key, request, extensions = (self._path(f"{name}.{end}") for end in ["pem", "key", "csr", "ext"])
         with open(extensions, "w", encoding="ascii") as file:
-            file.write("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+            file.write(f"subjectAltName={names}\n")
         _openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
                  "-keyout", key, "-out", request)
         _openssl("x509", "-req", "-in", request, "-CA", self.cert, "-CAkey", self._key, "-CAcreateserial",
