@@ -237,7 +237,7 @@ absl::StatusOr<std::unique_ptr<Subprocess>> StartServer(
                          "--tensor-parallel-size",
                          absl::StrCat(options.tensor_parallel_size), "--port",
                          "0", "--admin-port", "0", "--metrics-port", "0",
-                         "--health-port", "0"}));
+                         "--health-port", "0", "--log-level", "warning"}));
   absl::StatusOr<std::string> address =
       server->ReadAfter("serving on ", absl::Now() + absl::Minutes(30));
   if (!address.ok()) {

@@ -229,6 +229,8 @@ absl::Status RunWorldSize(const ServingOptions& options, int world_size,
                                       "0",
                                       "--metrics-port",
                                       "0",
+                                      "--log-level",
+                                      "warning",
                                       "--health-port",
                                       "0"};
   command.insert(command.end(), options.serve_flags.begin(),
