@@ -253,6 +253,97 @@ class AttentionCase {
   std::vector<Vectors> keys_, values_;
 };
 
+// A prompt in one piece, alone, against the same in chunks beside another
+// sequence: the same bits with a batch-invariant context.
+void CheckInvariance(Harness* h, int32_t head_size, int32_t window, bool ring) {
+  constexpr int32_t kHeads = 8, kKvHeads = 2, kLength = 600, kBlock = 16;
+  const std::vector<int32_t> chunks = {137, 1, 200, 64, 198};
+  const int64_t q_cols = kHeads * head_size, kv_cols = kKvHeads * head_size;
+  const int64_t cols = q_cols + 2 * kv_cols;
+  const Tensor prompt = h->Random(kLength, cols, DType::kBF16);
+  const Tensor other = h->Random(kLength, cols, DType::kBF16);
+  const DeviceBuffer table = h->Upload(RopeTable(kLength, head_size));
+  const int32_t ring_blocks = ring ? (window + kBlock - 1) / kBlock : 0;
+  const int32_t stride = ring ? ring_blocks : (kLength + kBlock - 1) / kBlock;
+  const int64_t block_bytes = 2 * kv_cols * kBlock * 2;
+  std::vector<uint32_t> ids(2 * stride);
+  for (size_t i = 0; i < ids.size(); ++i)
+    ids[i] = static_cast<uint32_t>(i * block_bytes / kCacheUnitBytes);
+  std::shuffle(ids.begin(), ids.end(), h->random());
+  const DeviceBuffer ids_on_device = h->Upload(ids);
+  // Rows of the prompt [begin, end) after `begin` others, behind `before` rows
+  // of another prompt.
+  const auto run = [&](std::byte* arena, int32_t begin, int32_t end,
+                       int32_t before) {
+    std::vector<float> rows(other.host.begin(),
+                            other.host.begin() + before * cols);
+    rows.insert(rows.end(), prompt.host.begin() + begin * cols,
+                prompt.host.begin() + end * cols);
+    const int32_t num_tokens = before + end - begin;
+    const Tensor qkv =
+        h->FromHost(std::move(rows), num_tokens, cols, DType::kBF16);
+    const Tensor out = h->Poisoned(num_tokens, q_cols, DType::kBF16);
+    std::vector<int32_t> offsets = {0}, contexts, positions;
+    if (before > 0) {
+      offsets.push_back(before);
+      contexts.push_back(0);
+    }
+    for (int32_t i = 0; i < before; ++i) positions.push_back(i);
+    offsets.push_back(num_tokens);
+    contexts.push_back(begin);
+    for (int32_t i = begin; i < end; ++i) positions.push_back(i);
+    const DeviceBuffer offsets_on_device = h->Upload(offsets),
+                       contexts_on_device = h->Upload(contexts),
+                       positions_on_device = h->Upload(positions);
+    PagedAttentionArgs args;
+    args.batch.num_seqs = static_cast<int32_t>(contexts.size());
+    args.batch.num_decodes = before == 0 && num_tokens == 1 ? 1 : 0;
+    args.batch.num_tokens = num_tokens;
+    args.batch.token_offsets =
+        reinterpret_cast<int32_t*>(offsets_on_device.get());
+    args.batch.context_lens =
+        reinterpret_cast<int32_t*>(contexts_on_device.get());
+    args.batch.positions =
+        reinterpret_cast<int32_t*>(positions_on_device.get());
+    // The prompt's table is the second one.
+    args.blocks = {arena,
+                   reinterpret_cast<uint32_t*>(ids_on_device.get()) +
+                       (before > 0 ? 0 : stride),
+                   stride, kBlock, ring_blocks};
+    args.kv_dtype = DType::kBF16;
+    args.num_heads = kHeads;
+    args.num_kv_heads = kKvHeads;
+    args.head_size = head_size;
+    args.window = window;
+    args.scale = 1 / std::sqrt(static_cast<float>(head_size));
+    args.q = qkv.view.Columns(0, q_cols);
+    args.k = qkv.view.Columns(q_cols, kv_cols);
+    args.v = qkv.view.Columns(q_cols + kv_cols, kv_cols);
+    args.rope_table = reinterpret_cast<float*>(table.get());
+    args.rope_positions = kLength;
+    args.out = out.view;
+    Ok(internal::PagedAttentionCuda(h->invariant(), args));
+    const std::vector<float> result = h->Download(out.view);
+    return std::vector<float>(result.begin() + before * q_cols, result.end());
+  };
+  const std::vector<uint8_t> poison(ids.size() * block_bytes, 0xff);
+  const DeviceBuffer whole_arena = h->Upload(poison),
+                     chunk_arena = h->Upload(poison);
+  const std::vector<float> whole = run(whole_arena.get(), 0, kLength, 0);
+  std::vector<float> parts;
+  int32_t begin = 0;
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const std::vector<float> part =
+        run(chunk_arena.get(), begin, begin + chunks[i],
+            i % 2 == 0 ? 33 * (static_cast<int32_t>(i) + 1) : 0);
+    parts.insert(parts.end(), part.begin(), part.end());
+    begin += chunks[i];
+  }
+  h->Expect(absl::StrCat("attention, same bits in chunks and in company, head ",
+                         head_size, " window ", window, ring ? " ring" : ""),
+            parts == whole);
+}
+
 void CheckAll(Harness* h) {
   const std::vector<SeqShape> decodes = {{0, 1},  {1, 1},   {15, 1},  {16, 1},
                                          {63, 1}, {64, 1},  {127, 1}, {700, 1},
@@ -346,6 +437,10 @@ void CheckAll(Harness* h) {
   shape.window = 700;
   shape.ring = true;
   check("long", shape);
+  for (const int32_t head_size : {64, 128, 256}) {
+    CheckInvariance(h, head_size, 0, false);
+    CheckInvariance(h, head_size, 100, true);
+  }
   // More sequences than units in a block's share, and long ones among them.
   shape = Shape();
   shape.heads = 32;
