@@ -8,6 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
 
@@ -82,6 +84,37 @@ ModelConfig MakeConfig(const Shape& shape) {
                                  " are random: its text means nothing.")};
   return config;
 }
+
+// Leaves only the mixers that `list` names.
+absl::Status KeepMixers(absl::string_view list, ModelConfig& config) {
+  for (LayerConfig& layer : config.layers) {
+    std::vector<MixerConfig> kept;
+    for (absl::string_view name : absl::StrSplit(list, ',')) {
+      const auto is_it = [name](const MixerConfig& m) {
+        return m.name == name;
+      };
+      const auto it =
+          std::find_if(layer.mixers.begin(), layer.mixers.end(), is_it);
+      if (it == layer.mixers.end() ||
+          std::any_of(kept.begin(), kept.end(), is_it)) {
+        std::vector<std::string> names;
+        for (const MixerConfig& m : layer.mixers) names.push_back(m.name);
+        return absl::NotFoundError(absl::StrCat(
+            "\"", std::string(name), "\" is ",
+            it == layer.mixers.end() ? "no mixer of this shape" : "named twice",
+            "; there are ", absl::StrJoin(names, ", ")));
+      }
+      kept.push_back(*it);
+    }
+    layer.mixers = std::move(kept);
+  }
+  return absl::OkStatus();
+}
+
+// Values of a pool: enough for no two rows of a matrix to be equal, few enough
+// for a core's cache. A prime, so that a place in a tensor and a place in the
+// pool do not fall into step.
+constexpr int64_t kPoolSize = 1048573;
 
 // SplitMix64 (Steele et al. 2014), as a hash of a counter.
 uint64_t Mix(uint64_t x) {
@@ -175,16 +208,43 @@ std::vector<std::string> NamedShapes() {
 }
 
 absl::StatusOr<ModelConfig> NamedShape(absl::string_view name) {
+  const size_t colon = name.find(':');
+  const absl::string_view shape_name = name.substr(0, colon);
   for (const Shape& shape : kShapes) {
-    if (name == shape.name) return MakeConfig(shape);
+    if (shape_name != shape.name) continue;
+    ModelConfig config = MakeConfig(shape);
+    if (colon != absl::string_view::npos) {
+      SY_RETURN_IF_ERROR(KeepMixers(name.substr(colon + 1), config));
+    }
+    return config;
   }
-  return absl::NotFoundError(absl::StrCat("no named shape \"", name,
+  return absl::NotFoundError(absl::StrCat("no named shape \"", shape_name,
                                           "\"; there are ",
                                           absl::StrJoin(NamedShapes(), ", ")));
 }
 
 RandomWeights::RandomWeights(const ModelConfig& config, uint64_t seed)
-    : seed_(seed), num_layers_(config.num_layers()) {}
+    : seed_(seed), num_layers_(config.num_layers()) {
+  std::vector<float> uniform;
+  for (const TensorSpec& spec : EnumerateTensors(config)) {
+    if (!spec.is_matrix) continue;
+    const Distribution distribution = DistributionOf(spec, num_layers_);
+    if (distribution.kind != Distribution::Kind::kUniform) continue;
+    std::vector<uint16_t>& pool = pools_[distribution.value];
+    if (!pool.empty()) continue;
+    if (uniform.empty()) {
+      uniform.resize(kPoolSize);
+      for (int64_t i = 0; i < kPoolSize; ++i) {
+        uniform[i] = Element({Distribution::Kind::kUniform, 1.0f},
+                             HashName("pool", seed_), i, 1);
+      }
+    }
+    pool.resize(kPoolSize);
+    for (int64_t i = 0; i < kPoolSize; ++i) {
+      pool[i] = FloatToBF16(uniform[i] * distribution.value);
+    }
+  }
+}
 
 DType RandomWeights::StoredType(const TensorSpec& spec) const {
   return spec.is_matrix ? DType::kBF16 : DType::kF32;
@@ -204,38 +264,49 @@ absl::Status RandomWeights::ReadInto(const TensorSpec& spec, int32_t rank,
   const Ranges columns =
       by_columns ? LocalRanges(spec, rank, world_size) : Ranges{{0, out.cols}};
 
-  const DType stored = StoredType(spec);
-  const auto store = [&](std::vector<float>& values, int64_t out_row) {
-    // Through the stored type, so that every type read holds the same model.
-    if (stored == DType::kBF16 && out.dtype != DType::kBF16) {
-      for (float& value : values) value = BF16ToFloat(FloatToBF16(value));
+  const bool pooled =
+      spec.is_matrix && distribution.kind == Distribution::Kind::kUniform;
+  const uint16_t* const pool =
+      pooled ? pools_.at(distribution.value).data() : nullptr;
+  const int64_t pool_start = static_cast<int64_t>(key % kPoolSize);
+  const int64_t element_bytes = DTypeBytes(out.dtype);
+  // Elements [first, first + num) of the whole tensor, row-major; returns where
+  // the next one goes.
+  const auto write = [&](std::byte* target, int64_t first, int64_t num) {
+    while (pooled && num > 0) {
+      const int64_t place = (pool_start + first) % kPoolSize;
+      const int64_t run = std::min(num, kPoolSize - place);
+      ConvertElements(DType::kBF16, pool + place, out.dtype, target, run);
+      target += run * element_bytes;
+      first += run;
+      num -= run;
     }
-    ConvertElements(DType::kF32, values.data(), out.dtype,
-                    static_cast<std::byte*>(out.data) +
-                        out_row * out.row_stride * DTypeBytes(out.dtype),
-                    out.cols);
+    for (; num > 0; ++first, --num) {
+      const float value = Element(distribution, key, first, spec.cols());
+      ConvertElements(DType::kF32, &value, out.dtype, target, 1);
+      target += element_bytes;
+    }
+    return target;
   };
   std::vector<int64_t> source_rows;  // of the rows of `out`
   for (const auto& [begin, end] : rows) {
     for (int64_t row = begin; row < end; ++row) source_rows.push_back(row);
   }
   const auto fill = [&](int64_t first, int64_t last) {
-    std::vector<float> values(out.cols);
     for (int64_t out_row = first; out_row < last; ++out_row) {
-      std::fill(values.begin(), values.end(), 0.0f);  // padding
-      if (out_row < static_cast<int64_t>(source_rows.size())) {
-        const int64_t at = source_rows[out_row] * spec.cols();
-        int64_t n = 0;
-        for (const auto& [begin, end] : columns) {
-          for (int64_t column = begin; column < end; ++column) {
-            values[n++] = Element(distribution, key, at + column, spec.cols());
-          }
-        }
+      std::byte* target = static_cast<std::byte*>(out.data) +
+                          out_row * out.row_stride * element_bytes;
+      if (out_row >= static_cast<int64_t>(source_rows.size())) {  // padding
+        std::fill(target, target + out.cols * element_bytes, std::byte{0});
+        continue;
       }
-      store(values, out_row);
+      const int64_t at = source_rows[out_row] * spec.cols();
+      for (const auto& [begin, end] : columns) {
+        target = write(target, at + begin, end - begin);
+      }
     }
   };
-  // Tens of billions of elements should not keep one core busy for minutes.
+  // Memory is faster than one core copies.
   const int64_t num_threads =
       std::clamp<int64_t>(out.rows * out.cols / kElementsPerThread, 1,
                           std::max(1u, std::thread::hardware_concurrency()));

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,36 @@ TEST(RandomInitTest, NamedShapesAreWhatTheySay) {
   const absl::Status status = NamedShape("gpt").status();
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
   EXPECT_TRUE(absl::StrContains(status.message(), "apriel2-0.5b"));
+}
+
+TEST(RandomInitTest, NamedShapesMayHaveFewerMixers) {
+  const ModelConfig config = NamedShape("apriel2-15b:gdn,attention").value();
+  ASSERT_EQ(config.layers[47].mixers.size(), 2);
+  EXPECT_EQ(config.layers[47].mixers[0].name, "gdn");
+  EXPECT_EQ(config.layers[47].mixers[1].name, "attention");
+  const absl::Status unknown = NamedShape("apriel2-15b:mamba").status();
+  EXPECT_EQ(unknown.code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(absl::StrContains(unknown.message(), "sliding_window"));
+  EXPECT_FALSE(NamedShape("apriel2-15b:gdn,gdn").ok());
+  EXPECT_FALSE(NamedShape("apriel2-15b:").ok());
+}
+
+TEST(RandomInitTest, RowsAndTensorsDiffer) {
+  const ModelConfig config = NamedShape("apriel2-0.5b").value();
+  const RandomWeights weights(config);
+  std::set<std::vector<std::byte>> rows;
+  int64_t num_rows = 0;
+  for (const TensorSpec& spec : EnumerateTensors(config)) {
+    if (spec.layer != 3 || spec.role != TensorRole::kMlpUp) continue;
+    const HostTensor tensor = weights.Read(spec, 0, 1, DType::kBF16).value();
+    const int64_t row_bytes = 2 * tensor.cols;
+    for (; num_rows < tensor.rows; ++num_rows) {
+      const auto begin = tensor.bytes.begin() + num_rows * row_bytes;
+      rows.emplace(begin, begin + row_bytes);
+    }
+  }
+  EXPECT_EQ(num_rows, 4096);
+  EXPECT_EQ(rows.size(), 4096);
 }
 
 TEST(RandomInitTest, SlicesBelongToOneModel) {
