@@ -14,6 +14,12 @@ struct Benchmark {
 };
 
 constexpr Benchmark kBenchmarks[] = {
+    {"kernels", "every CUDA kernel: is it right, and how near its ceiling",
+     BenchKernels},
+    {"decode", "steps of batches that generate, against their memory traffic",
+     BenchDecode},
+    {"prefill", "a prompt's computation, against a large matrix product",
+     BenchPrefill},
     {"serving",
      "tokens per second through gRPC, and what a step costs outside the "
      "executor",

@@ -11,6 +11,9 @@ namespace switchyard {
 // Picks the benchmark.
 int BenchCommand(absl::Span<const std::string> args);
 
+int BenchKernels(absl::Span<const std::string> args);
+int BenchDecode(absl::Span<const std::string> args);
+int BenchPrefill(absl::Span<const std::string> args);
 int BenchServing(absl::Span<const std::string> args);
 
 }  // namespace switchyard

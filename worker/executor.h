@@ -72,6 +72,12 @@ class Executor final : public StepExecutor {
   absl::Status CommitPlacement(uint64_t epoch) override;
   absl::Status AbortPlacement(uint64_t epoch) override;
 
+  // For benchmarks, and out of reach of a plan: the second sequence, of the same
+  // placement and first tokens, gets a copy of what the first has cached, as
+  // if it had computed it. InvalidArgument, also when it lacks the cache for
+  // them. REQUIRES: no step is under way.
+  absl::Status CopyCache(uint64_t from_id, uint64_t to_id);
+
   // For tests and `inspect`.
   int64_t num_sequences() const { return sequences_.size(); }
   int64_t num_cache_units_held() const {

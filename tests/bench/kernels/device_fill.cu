@@ -1,6 +1,7 @@
 // Random fills, and the kernels whose rates are the ceilings.
 #include "kernels/cuda_common.h"
-#include "tests/bench/kernels/harness.h"
+#include "kernels/cuda_status.h"
+#include "tests/bench/kernels/device_fill.h"
 
 namespace switchyard::bench {
 namespace {
@@ -57,8 +58,8 @@ __global__ void CopyKernel(uint4* to, const uint4* from, int64_t count) {
 
 }  // namespace
 
-void FillRandom(void* data, DType dtype, int64_t count, float scale,
-                uint64_t seed, void* stream) {
+absl::Status FillRandom(void* data, DType dtype, int64_t count, float scale,
+                        uint64_t seed, void* stream) {
   const cudaStream_t s = static_cast<cudaStream_t>(stream);
   if (dtype == DType::kF32)
     FillKernel<<<1024, 256, 0, s>>>(static_cast<float*>(data), count, scale,
@@ -66,19 +67,20 @@ void FillRandom(void* data, DType dtype, int64_t count, float scale,
   else
     FillKernel<<<1024, 256, 0, s>>>(static_cast<bf16*>(data), count, scale,
                                     seed);
-  Ok(CudaStatus(cudaGetLastError(), "FillRandom"));
+  return CudaStatus(cudaGetLastError(), "FillRandom");
 }
 
-void ReadAll(const void* data, int64_t bytes, float* sink, void* stream) {
+absl::Status ReadAll(const void* data, int64_t bytes, float* sink,
+                     void* stream) {
   ReadKernel<<<132 * 4, 512, 0, static_cast<cudaStream_t>(stream)>>>(
       static_cast<const uint4*>(data), bytes / 16, sink);
-  Ok(CudaStatus(cudaGetLastError(), "ReadAll"));
+  return CudaStatus(cudaGetLastError(), "ReadAll");
 }
 
-void CopyAll(void* to, const void* from, int64_t bytes, void* stream) {
+absl::Status CopyAll(void* to, const void* from, int64_t bytes, void* stream) {
   CopyKernel<<<132 * 4, 512, 0, static_cast<cudaStream_t>(stream)>>>(
       static_cast<uint4*>(to), static_cast<const uint4*>(from), bytes / 16);
-  Ok(CudaStatus(cudaGetLastError(), "CopyAll"));
+  return CudaStatus(cudaGetLastError(), "CopyAll");
 }
 
 }  // namespace switchyard::bench

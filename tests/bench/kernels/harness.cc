@@ -100,8 +100,8 @@ Tensor Harness::Large(int64_t rows, int64_t cols, DType dtype, float scale) {
   Tensor tensor;
   tensor.buffer = Value(device_->Allocate(rows * cols * DTypeBytes(dtype)));
   tensor.view = MakeMatrix(tensor.buffer.get(), dtype, rows, cols);
-  FillRandom(tensor.buffer.get(), dtype, rows * cols, scale, next_seed_++,
-             device_->stream());
+  Ok(FillRandom(tensor.buffer.get(), dtype, rows * cols, scale, next_seed_++,
+                device_->stream()));
   return tensor;
 }
 
@@ -225,12 +225,12 @@ void Harness::MeasureCeilings() {
   const Tensor sink = Poisoned(1, 1, DType::kF32);
   const double read_us =
       Replay(1, [&](int) {
-        ReadAll(from.view.data, kBytes, static_cast<float*>(sink.view.data),
-                device_->stream());
+        Ok(ReadAll(from.view.data, kBytes, static_cast<float*>(sink.view.data),
+                   device_->stream()));
       }).first;
   const double copy_us =
       Replay(1, [&](int) {
-        CopyAll(to.view.data, from.view.data, kBytes, device_->stream());
+        Ok(CopyAll(to.view.data, from.view.data, kBytes, device_->stream()));
       }).first;
   constexpr int64_t kSide = 8192;
   auto storage = std::make_unique<internal::CudaWeight>();

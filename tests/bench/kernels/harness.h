@@ -14,6 +14,7 @@
 #include "kernels/cuda_device.h"
 #include "kernels/op_context.h"
 #include "kernels/tensor.h"
+#include "tests/bench/kernels/device_fill.h"
 
 namespace switchyard::bench {
 
@@ -121,12 +122,6 @@ class Harness {
   std::vector<CheckRow> checks_;
   std::vector<TimeRow> times_;
 };
-
-// Defined by device_fill.cu.
-void FillRandom(void* data, DType dtype, int64_t count, float scale,
-                uint64_t seed, void* stream);
-void ReadAll(const void* data, int64_t bytes, float* sink, void* stream);
-void CopyAll(void* to, const void* from, int64_t bytes, void* stream);
 
 // One per family of ops: checks, then timings.
 void BenchElementwise(Harness* harness);

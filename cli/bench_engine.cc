@@ -1,0 +1,492 @@
+#include "cli/bench_engine.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <functional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "cli/commands.h"
+#include "coordinator/placements.h"
+#include "kernels/status.h"
+#include "model/random_init.h"
+#include "model/weight_table.h"
+
+namespace switchyard {
+namespace {
+
+constexpr double kGiB = 1 << 30;
+
+// The mixer of a layer that a kind of 3/25/4/16 means, or nothing.
+std::optional<int32_t> FindMixer(const LayerConfig& layer, MixerType type,
+                                 bool windowed) {
+  for (size_t i = 0; i < layer.mixers.size(); ++i) {
+    const auto* attention = layer.mixers[i].As<AttentionConfig>();
+    if (layer.mixers[i].type() == type &&
+        (attention == nullptr ||
+         attention->window_size.has_value() == windowed)) {
+      return static_cast<int32_t>(i);
+    }
+  }
+  return std::nullopt;
+}
+
+absl::StatusOr<Placement> PlacementOfCounts(const ModelConfig& config,
+                                            absl::string_view text) {
+  struct Kind {
+    const char* name;
+    MixerType type;
+    bool windowed;
+  };
+  static constexpr Kind kKinds[] = {
+      {"attention", MixerType::kAttention, false},
+      {"sliding-window attention", MixerType::kAttention, true},
+      {"kda", MixerType::kKda, false},
+      {"gdn", MixerType::kGdn, false}};
+  const std::vector<std::string> parts = absl::StrSplit(text, '/');
+  std::vector<int32_t> counts;
+  int32_t total = 0;
+  for (const std::string& part : parts) {
+    int32_t count = 0;
+    if (!absl::SimpleAtoi(part, &count) || count < 0) break;
+    counts.push_back(count);
+    total += count;
+  }
+  if (parts.size() != 4 || counts.size() != 4 || total != config.num_layers()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "placement ", text,
+        " should be the numbers of layers with attention, sliding-window "
+        "attention, kda and gdn, ",
+        config.num_layers(), " in all"));
+  }
+  std::vector<int32_t> mixers;
+  int32_t given[4] = {};
+  for (int32_t layer = 0; layer < config.num_layers(); ++layer) {
+    // The kind that is furthest behind its share of the layers so far.
+    int32_t best = 0;
+    int64_t best_debt = INT64_MIN;
+    for (int32_t i = 0; i < 4; ++i) {
+      const int64_t debt =
+          int64_t{counts[i]} * (layer + 1) - int64_t{given[i]} * total;
+      if (counts[i] > given[i] && debt > best_debt) {
+        best = i;
+        best_debt = debt;
+      }
+    }
+    ++given[best];
+    const std::optional<int32_t> mixer = FindMixer(
+        config.layers[layer], kKinds[best].type, kKinds[best].windowed);
+    if (!mixer.has_value()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("placement ", text, ": layer ", layer, " has no ",
+                       kKinds[best].name));
+    }
+    mixers.push_back(*mixer);
+  }
+  return Placement::FromIndices(config, mixers);
+}
+
+// Shows on a terminal how far loading has come, until it is destroyed.
+class ProgressLine {
+ public:
+  ProgressLine(const LoadProgress* progress, bool shown) {
+    if (!shown || isatty(STDERR_FILENO) == 0) return;
+    thread_ = std::thread([this, progress] {
+      while (!done_) {
+        std::fprintf(stderr, "\rloading %.1f of %.1f GiB",
+                     progress->bytes_loaded / kGiB,
+                     progress->bytes_total / kGiB);
+        absl::SleepFor(absl::Milliseconds(200));
+      }
+      std::fprintf(stderr, "\r\033[K");
+    });
+  }
+  ~ProgressLine() {
+    done_ = true;
+    if (thread_.joinable()) thread_.join();
+  }
+
+ private:
+  std::atomic<bool> done_{false};
+  std::thread thread_;
+};
+
+double MixerFlops(const MixerConfig& mixer, int64_t num_tokens) {
+  if (const auto* attention = mixer.As<AttentionConfig>()) {
+    const int64_t reach = std::min<int64_t>(
+        num_tokens,
+        attention->window_size.value_or(static_cast<int32_t>(num_tokens)));
+    // Pairs of a query and a position that it sees.
+    const double pairs =
+        0.5 * reach * (reach + 1) + 1.0 * (num_tokens - reach) * reach;
+    return 4.0 * attention->num_heads * attention->head_size * pairs;
+  }
+  int64_t state = 0;
+  if (const auto* gdn = mixer.As<GdnConfig>()) {
+    state =
+        int64_t{gdn->num_value_heads} * gdn->key_head_dim * gdn->value_head_dim;
+  } else if (const auto* kda = mixer.As<KdaConfig>()) {
+    state = int64_t{kda->num_heads} * kda->head_dim * kda->head_dim;
+  } else if (const auto* mamba = mixer.As<MambaConfig>()) {
+    state = int64_t{mamba->d_inner} * mamba->state_size;
+  }
+  return 6.0 * state * num_tokens;
+}
+
+}  // namespace
+
+void AddModelFlags(BenchModelOptions* options, FlagSet* flags) {
+  flags->Section("What runs");
+  flags->String("model", &options->model_dir, "DIR", "the checkpoint");
+  flags->String("random-init", &options->random_init, "NAME",
+                absl::StrCat("or random weights of a shape: ",
+                             absl::StrJoin(NamedShapes(), ", ")));
+  flags->List("mixers", &options->mixers, "A,B,...",
+              "of the random weights, to leave memory for the cache "
+              "(default: all)");
+  flags->Choice("dtype", &options->dtype, {"auto", "fp32", "bf16"},
+                "of weights and cache; auto: what suits the device");
+  flags->Int("block-size", &options->block_size, 1, 1024,
+             "tokens in a block of the attention cache");
+  flags->Bool("graphs", &options->graphs, "replay steps as CUDA graphs");
+  flags->Bool("batch-invariant", &options->batch_invariant,
+              "results that do not depend on the rest of the batch");
+  flags->Real("temperature", &options->temperature, 0, 100,
+              "of sampling; 0: greedy");
+  flags->Real("top-p", &options->top_p, 1e-6, 1, "of sampling");
+}
+
+absl::StatusOr<Placement> ParseBenchPlacement(const ModelConfig& config,
+                                              absl::string_view text) {
+  if (text.find('/') != absl::string_view::npos) {
+    return PlacementOfCounts(config, text);
+  }
+  SY_ASSIGN_OR_RETURN(const PlacementTable table,
+                      PlacementTable::Create(&config, {}, ""));
+  SY_ASSIGN_OR_RETURN(
+      PlacementTable::Resolved resolved,
+      table.ResolveText(absl::StrReplaceAll(text, {{"+", ","}})));
+  return std::move(resolved.placement);
+}
+
+StepTimes Summarize(std::vector<double> ms) {
+  std::sort(ms.begin(), ms.end());
+  const auto at = [&ms](double quantile) {
+    return ms[static_cast<size_t>(quantile * (ms.size() - 1) + 0.5)];
+  };
+  return {at(0.5), at(0.1), at(0.9)};
+}
+
+absl::StatusOr<ModelConfig> BenchEngine::ReadConfig(
+    const BenchModelOptions& model) {
+  if (model.model_dir.empty() == model.random_init.empty()) {
+    return absl::InvalidArgumentError(
+        "one of --model DIR and --random-init NAME is needed");
+  }
+  if (model.random_init.empty()) {
+    if (!model.mixers.empty()) {
+      return absl::InvalidArgumentError(
+          "--mixers is for --random-init; a checkpoint is loaded whole");
+    }
+    return LoadModelConfig(model.model_dir);
+  }
+  return NamedShape(model.mixers.empty()
+                        ? model.random_init
+                        : absl::StrCat(model.random_init, ":",
+                                       absl::StrJoin(model.mixers, ",")));
+}
+
+absl::StatusOr<std::unique_ptr<BenchEngine>> BenchEngine::Load(
+    const BenchModelOptions& model, const RankOptions& ranks,
+    const Limits& limits) {
+  std::unique_ptr<BenchEngine> engine(new BenchEngine);
+  engine->model_ = model;
+  engine->ranks_ = ranks;
+  SY_ASSIGN_OR_RETURN(engine->config_, ReadConfig(model));
+  SY_RETURN_IF_ERROR(engine->LoadExecutor(limits));
+  return engine;
+}
+
+absl::Status BenchEngine::LoadExecutor(const Limits& limits) {
+  SY_ASSIGN_OR_RETURN(RankDevice joined, JoinRanks(ranks_));
+  collective_ = std::move(joined.collective);
+  device_name_ = joined.device->name();
+  SY_ASSIGN_OR_RETURN(ceilings_, MeasureCeilings(joined.device.get()));
+
+  v1::ConfigureRequest request;
+  request.set_model_dir(model_.model_dir);
+  if (!model_.random_init.empty()) {
+    request.set_random_init(absl::StrCat(model_.random_init,
+                                         model_.mixers.empty() ? "" : ":",
+                                         absl::StrJoin(model_.mixers, ",")));
+  }
+  request.set_rank(ranks_.rank);
+  request.set_world_size(ranks_.world_size);
+  request.set_dtype(model_.dtype);
+  request.set_max_num_seqs(limits.max_num_seqs);
+  request.set_max_num_batched_tokens(limits.max_num_batched_tokens);
+  request.set_max_context_tokens(limits.max_context_tokens);
+  request.set_block_size(model_.block_size);
+  request.set_config_fingerprint(Fingerprint(config_));
+  request.set_batch_invariant(model_.batch_invariant);
+  request.set_enable_graphs(model_.graphs);
+  executor_ = std::make_unique<Executor>(std::move(joined.device));
+  LoadProgress progress;
+  v1::ConfigureResponse response;
+  {
+    const ProgressLine line(&progress, is_first_rank());
+    const absl::Time start = absl::Now();
+    SY_ASSIGN_OR_RETURN(response,
+                        executor_->Load(request, *collective_, progress));
+    load_seconds_ = absl::ToDoubleSeconds(absl::Now() - start);
+  }
+  weights_bytes_ = static_cast<int64_t>(response.weights_bytes());
+  available_cache_bytes_ =
+      static_cast<int64_t>(response.available_cache_bytes());
+  matrix_element_bytes_ = static_cast<int32_t>(response.kv_element_bytes());
+  CacheSpecOptions cache;
+  cache.world_size = ranks_.world_size;
+  cache.block_size = model_.block_size;
+  cache.kv_element_bytes = static_cast<int32_t>(response.kv_element_bytes());
+  SY_ASSIGN_OR_RETURN(cache_spec_, CacheSpec::Create(config_, cache));
+  return absl::OkStatus();
+}
+
+nlohmann::json BenchEngine::Describe() const {
+  return {{"device", device_name_},
+          {"model",
+           model_.random_init.empty() ? model_.model_dir : model_.random_init},
+          {"mixers", model_.mixers},
+          {"matrix_element_bytes", matrix_element_bytes_},
+          {"graphs", model_.graphs},
+          {"batch_invariant", model_.batch_invariant},
+          {"temperature", model_.temperature},
+          {"world_size", ranks_.world_size},
+          {"weights_bytes", weights_bytes_},
+          {"load_seconds", load_seconds_},
+          {"ceilings", ToJson(ceilings_)}};
+}
+
+void BenchEngine::PrintHeading(const char* benchmark) const {
+  if (!is_first_rank()) return;
+  std::printf(
+      "bench %s: %s%s%s, %d rank%s on %s\n"
+      "weights %.2f GiB a rank, loaded in %.1f s; ceilings: read %.0f GB/s, "
+      "copy %.0f GB/s, GEMM %.3g TFLOP/s\n",
+      benchmark,
+      (model_.random_init.empty() ? model_.model_dir : model_.random_init)
+          .c_str(),
+      model_.mixers.empty() ? "" : " with ",
+      absl::StrJoin(model_.mixers, ", ").c_str(), ranks_.world_size,
+      ranks_.world_size == 1 ? "" : "s", device_name_.c_str(),
+      weights_bytes_ / kGiB, load_seconds_, ceilings_.read_gbps,
+      ceilings_.copy_gbps, ceilings_.gemm_tflops);
+  std::fflush(stdout);
+}
+
+int64_t BenchEngine::CacheBytes(const Placement& placement, int32_t batch,
+                                int32_t context) const {
+  return batch * cache_spec_->SequenceBytes(placement, context);
+}
+
+absl::Status BenchEngine::AllocateCache(int64_t bytes) {
+  return executor_->AllocateCache(static_cast<uint64_t>(bytes));
+}
+
+BenchEngine::Sequence BenchEngine::StartSequence(v1::StepPlan& plan,
+                                                 const Placement& placement,
+                                                 int32_t num_tokens) {
+  if (placement_ != placement) {
+    placement_ = placement;
+    v1::PlacementEntry& entry = *plan.add_placements();
+    entry.set_placement_id(0);
+    for (const int32_t mixer : placement.mixers()) entry.add_mixer_ids(mixer);
+  }
+  Sequence sequence;
+  sequence.id = next_sequence_id_++;
+  sequence.num_units.assign(config_.num_layers(), 0);
+  v1::SequenceStart& start = *plan.add_started();
+  start.set_sequence_id(sequence.id);
+  start.set_placement_id(0);
+  uint32_t state = 12345;  // the same tokens for all
+  for (int32_t i = 0; i < num_tokens; ++i) {
+    state = state * 1664525u + 1013904223u;
+    start.add_token_ids((state >> 8) % config_.vocab_size);
+  }
+  start.set_num_prompt_tokens(num_tokens);
+  start.mutable_sampling()->set_temperature(model_.temperature);
+  start.mutable_sampling()->set_top_p(model_.top_p);
+  start.set_seed(sequence.id);
+  return sequence;
+}
+
+void BenchEngine::AddStep(v1::StepPlan& plan, Sequence& sequence,
+                          int32_t num_tokens, int64_t cover, bool sample) {
+  v1::SequenceStep& step = *plan.add_batch();
+  step.set_sequence_id(sequence.id);
+  step.set_start(sequence.num_cached);
+  step.set_num_tokens(num_tokens);
+  step.set_sample(sample);
+  sequence.num_cached += num_tokens;
+  // Position by position, not layer by layer: so a coordinator hands them out.
+  bool more = true;
+  for (int64_t i = 0; more; ++i) {
+    more = false;
+    for (int32_t layer = 0; layer < config_.num_layers(); ++layer) {
+      const int32_t mixer = (*placement_)[layer];
+      const int64_t needed = cache_spec_->NumUnits(layer, mixer, cover);
+      if (i >= needed) continue;
+      more = true;
+      if (i < sequence.num_units[layer]) continue;
+      step.add_cache_layers(layer);
+      step.add_cache_ids(static_cast<uint32_t>(arena_used_ / kCacheUnitBytes));
+      arena_used_ += cache_spec_->At(layer, mixer).unit_bytes;
+      sequence.num_units[layer] = i + 1;
+    }
+  }
+}
+
+absl::StatusOr<v1::StepResult> BenchEngine::Execute(v1::StepPlan plan) {
+  plan.set_step_id(next_step_id_++);
+  plan.set_epoch(1);
+  return executor_->Execute(plan);
+}
+
+absl::StatusOr<double> BenchEngine::Prefill(const Placement& placement,
+                                            int32_t num_tokens, int32_t chunk) {
+  v1::StepPlan plan;
+  Sequence sequence = StartSequence(plan, placement, num_tokens);
+  SY_RETURN_IF_ERROR(collective_->Barrier());
+  const absl::Time start = absl::Now();
+  while (sequence.num_cached < num_tokens) {
+    const int32_t num = std::min(chunk, num_tokens - sequence.num_cached);
+    const int32_t end = sequence.num_cached + num;
+    AddStep(plan, sequence, num, end, end == num_tokens);
+    SY_RETURN_IF_ERROR(Execute(std::move(plan)).status());
+    plan = v1::StepPlan();
+  }
+  const double ms = absl::ToDoubleMilliseconds(absl::Now() - start);
+  sequences_.push_back(std::move(sequence));
+  SY_RETURN_IF_ERROR(Clear());
+  return ms;
+}
+
+absl::Status BenchEngine::Fill(const Placement& placement, int32_t batch,
+                               int32_t context, int32_t chunk) {
+  // The token at position `context` - 1 is the first one to decode.
+  const int32_t num_cached = context - 1;
+  for (int32_t i = 0; i < batch; ++i) {
+    v1::StepPlan plan;
+    Sequence sequence = StartSequence(plan, placement, context);
+    if (i == 0) {
+      while (sequence.num_cached < num_cached) {
+        const int32_t num = std::min(chunk, num_cached - sequence.num_cached);
+        AddStep(plan, sequence, num, sequence.num_cached + num, false);
+        SY_RETURN_IF_ERROR(Execute(std::move(plan)).status());
+        plan = v1::StepPlan();
+      }
+    } else {
+      // A first position of its own brings it the cache to copy into.
+      AddStep(plan, sequence, 1, num_cached, false);
+      SY_RETURN_IF_ERROR(Execute(std::move(plan)).status());
+      SY_RETURN_IF_ERROR(
+          executor_->CopyCache(sequences_.front().id, sequence.id));
+      sequence.num_cached = num_cached;
+    }
+    sequences_.push_back(std::move(sequence));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::StepResult> BenchEngine::DecodeStep() {
+  v1::StepPlan plan;
+  for (Sequence& sequence : sequences_) {
+    AddStep(plan, sequence, 1, sequence.num_cached + 1, true);
+  }
+  return Execute(std::move(plan));
+}
+
+absl::Status BenchEngine::Clear() {
+  v1::StepPlan plan;
+  for (const Sequence& sequence : sequences_) plan.add_finished(sequence.id);
+  sequences_.clear();
+  arena_used_ = 0;
+  return Execute(std::move(plan)).status();
+}
+
+StepTraffic BenchEngine::Traffic(const Placement& placement, int32_t batch,
+                                 int32_t context) const {
+  StepTraffic traffic;
+  for (const TensorSpec& spec : EnumerateTensors(config_)) {
+    // A few rows of the embedding are looked up, unless it is the head too.
+    if (spec.role == TensorRole::kEmbedding && !config_.tie_word_embeddings) {
+      continue;
+    }
+    if (spec.mixer >= 0 && placement[spec.layer] != spec.mixer) continue;
+    const SliceShape shape = LocalShape(spec, ranks_.world_size);
+    traffic.weight_bytes +=
+        shape.rows * shape.cols * (spec.is_matrix ? matrix_element_bytes_ : 4);
+  }
+  for (int32_t layer = 0; layer < config_.num_layers(); ++layer) {
+    const MixerCacheSpec& cache = cache_spec_->At(layer, placement[layer]);
+    if (cache.kind == CacheKind::kSlot) {
+      traffic.state_bytes += batch * (cache.conv_bytes + cache.state_bytes);
+      continue;
+    }
+    const int64_t reach =
+        cache.window > 0 ? std::min(cache.window, context) : context;
+    traffic.kv_bytes += batch * reach * cache.unit_bytes / model_.block_size;
+  }
+  return traffic;
+}
+
+double BenchEngine::PrefillFlops(const Placement& placement,
+                                 int32_t num_tokens) const {
+  double flops = 0;
+  for (const TensorSpec& spec : EnumerateTensors(config_)) {
+    if (!spec.is_matrix) continue;
+    if (spec.mixer >= 0 && placement[spec.layer] != spec.mixer) continue;
+    const bool head =
+        spec.role == TensorRole::kLmHead ||
+        (spec.role == TensorRole::kEmbedding && config_.tie_word_embeddings);
+    if (spec.role == TensorRole::kEmbedding && !head) continue;
+    const SliceShape shape = LocalShape(spec, ranks_.world_size);
+    flops += 2.0 * shape.rows * shape.cols * (head ? 1 : num_tokens);
+  }
+  for (int32_t layer = 0; layer < config_.num_layers(); ++layer) {
+    flops +=
+        MixerFlops(config_.layers[layer].mixers[placement[layer]], num_tokens) /
+        ranks_.world_size;
+  }
+  return flops;
+}
+
+absl::Status WriteJson(const std::optional<std::string>& path,
+                       const nlohmann::json& json) {
+  if (!path.has_value()) return absl::OkStatus();
+  std::ofstream file(*path);
+  file << json.dump(1) << "\n";
+  file.close();
+  if (!file)
+    return absl::UnavailableError(absl::StrCat("cannot write ", *path));
+  return absl::OkStatus();
+}
+
+void EndBench(const char* name, const absl::Status& status) {
+  std::fflush(stdout);
+  Fail(absl::StrCat("bench ", name).c_str(), status);
+  std::_Exit(kExitFailure);
+}
+
+}  // namespace switchyard
