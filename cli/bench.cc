@@ -20,6 +20,8 @@ constexpr Benchmark kBenchmarks[] = {
      BenchDecode},
     {"prefill", "a prompt's computation, against a large matrix product",
      BenchPrefill},
+    {"collective", "the all-reduce between ranks, by size and algorithm",
+     BenchCollective},
     {"serving",
      "tokens per second through gRPC, and what a step costs outside the "
      "executor",

@@ -14,6 +14,7 @@ int BenchCommand(absl::Span<const std::string> args);
 int BenchKernels(absl::Span<const std::string> args);
 int BenchDecode(absl::Span<const std::string> args);
 int BenchPrefill(absl::Span<const std::string> args);
+int BenchCollective(absl::Span<const std::string> args);
 int BenchServing(absl::Span<const std::string> args);
 
 }  // namespace switchyard

@@ -33,6 +33,7 @@ struct DecodeOptions {
   int32_t num_steps = 64;
   int32_t num_warm_steps = 8;
   int32_t chunk = 2048;
+  bool overlap = true;
   std::optional<std::string> json_path;
 };
 
@@ -43,6 +44,10 @@ struct DecodeResult {
   StepTraffic traffic;
   double floor_ms = 0;
   double fill_seconds = 0;
+  // By the device's own clock; 0 where it has none.
+  double device_ms = 0;    // the median
+  double idle_share = 0;   // of the time from the first step to the last
+  double graph_share = 0;  // of the steps
 };
 
 absl::StatusOr<std::vector<Shape>> ParseShapes(
@@ -63,9 +68,10 @@ absl::StatusOr<std::vector<Shape>> ParseShapes(
 }
 
 void PrintHeading() {
-  std::printf("%-16s %6s %8s %9s %9s %9s %9s %7s %10s %11s\n", "placement",
-              "batch", "context", "ms/step", "p10", "p90", "floor ms", "ratio",
-              "tokens/s", "GB/s");
+  std::printf("%-16s %6s %8s %9s %9s %9s %9s %7s %10s %6s %9s %6s %7s\n",
+              "placement", "batch", "context", "ms/step", "p10", "p90",
+              "floor ms", "ratio", "tokens/s", "GB/s", "device ms", "idle",
+              "graphs");
 }
 
 double GigabytesPerSecond(const DecodeResult& result) {
@@ -75,13 +81,15 @@ double GigabytesPerSecond(const DecodeResult& result) {
 }
 
 void PrintRow(const DecodeResult& result) {
-  std::printf("%-16s %6d %8d %9.3f %9.3f %9.3f %9.3f %7.2f %10.1f %11.0f\n",
-              result.placement.c_str(), result.shape.batch,
-              result.shape.context, result.times.median_ms, result.times.p10_ms,
-              result.times.p90_ms, result.floor_ms,
-              result.times.median_ms / result.floor_ms,
-              1e3 * result.shape.batch / result.times.median_ms,
-              GigabytesPerSecond(result));
+  std::printf(
+      "%-16s %6d %8d %9.3f %9.3f %9.3f %9.3f %7.2f %10.1f %6.0f %9.3f %5.1f%% "
+      "%6.0f%%\n",
+      result.placement.c_str(), result.shape.batch, result.shape.context,
+      result.times.median_ms, result.times.p10_ms, result.times.p90_ms,
+      result.floor_ms, result.times.median_ms / result.floor_ms,
+      1e3 * result.shape.batch / result.times.median_ms,
+      GigabytesPerSecond(result), result.device_ms, 100 * result.idle_share,
+      100 * result.graph_share);
   std::fflush(stdout);
 }
 
@@ -120,18 +128,39 @@ absl::StatusOr<DecodeResult> MeasureDecode(const DecodeOptions& options,
   SY_RETURN_IF_ERROR(
       engine.Fill(placement, shape.batch, shape.context, options.chunk));
   result.fill_seconds = absl::ToDoubleSeconds(absl::Now() - fill_start);
-  for (int32_t i = 0; i < options.num_warm_steps; ++i) {
-    SY_RETURN_IF_ERROR(engine.DecodeStep().status());
-  }
-  std::vector<double> ms;
+
+  // A step's time is that from the end of the one before it to its own, as a
+  // stream of tokens sees it.
+  const int32_t num_steps = options.num_warm_steps + options.num_steps;
+  std::vector<double> ms, device_ms;
+  double idle_ms = 0;
+  int32_t num_graphs = 0;
   absl::Time last = absl::Now();
-  for (int32_t i = 0; i < options.num_steps; ++i) {
-    SY_RETURN_IF_ERROR(engine.DecodeStep().status());
+  SY_RETURN_IF_ERROR(engine.LaunchDecode());
+  for (int32_t i = 0; i < num_steps; ++i) {
+    if (options.overlap && i + 1 < num_steps) {
+      SY_RETURN_IF_ERROR(engine.LaunchDecode());
+    }
+    SY_ASSIGN_OR_RETURN(const v1::StepResult step, engine.Collect());
     const absl::Time now = absl::Now();
-    ms.push_back(absl::ToDoubleMilliseconds(now - last));
+    if (!options.overlap && i + 1 < num_steps) {
+      SY_RETURN_IF_ERROR(engine.LaunchDecode());
+    }
+    if (i >= options.num_warm_steps) {
+      ms.push_back(absl::ToDoubleMilliseconds(now - last));
+      device_ms.push_back(step.device_ms());
+      idle_ms += step.device_idle_ms();
+      num_graphs += step.graph() ? 1 : 0;
+    }
     last = now;
   }
+  double total_device_ms = 0;
+  for (const double time : device_ms) total_device_ms += time;
   result.times = Summarize(std::move(ms));
+  result.device_ms = Summarize(std::move(device_ms)).median_ms;
+  result.idle_share =
+      total_device_ms > 0 ? idle_ms / (idle_ms + total_device_ms) : 0;
+  result.graph_share = static_cast<double>(num_graphs) / options.num_steps;
   SY_RETURN_IF_ERROR(engine.Clear());
   return result;
 }
@@ -205,6 +234,7 @@ absl::Status Run(const DecodeOptions& options,
   nlohmann::json json = engine->Describe();
   json["benchmark"] = "decode";
   json["num_steps"] = options.num_steps;
+  json["overlap"] = options.overlap;
   json["results"] = std::move(results);
   return WriteJson(options.json_path, json);
 }
@@ -231,6 +261,8 @@ int BenchDecode(absl::Span<const std::string> args) {
   flags.Int("steps", &options.num_steps, 1, 1 << 20, "timed");
   flags.Int("warm-steps", &options.num_warm_steps, 0, 1 << 20,
             "before them, not timed");
+  flags.Bool("overlap", &options.overlap,
+             "launch a step before the one before it has ended");
   flags.Int("chunk", &options.chunk, 1, 1 << 20,
             "tokens in a step while the cache is filled");
   flags.String("json", &options.json_path, "FILE", "the results as JSON, too");

@@ -357,10 +357,15 @@ void BenchEngine::AddStep(v1::StepPlan& plan, Sequence& sequence,
   }
 }
 
-absl::StatusOr<v1::StepResult> BenchEngine::Execute(v1::StepPlan plan) {
+absl::Status BenchEngine::Launch(v1::StepPlan plan) {
   plan.set_step_id(next_step_id_++);
   plan.set_epoch(1);
-  return executor_->Execute(plan);
+  return executor_->Launch(plan);
+}
+
+absl::Status BenchEngine::Execute(v1::StepPlan plan) {
+  SY_RETURN_IF_ERROR(Launch(std::move(plan)));
+  return executor_->Collect().status();
 }
 
 absl::StatusOr<double> BenchEngine::Prefill(const Placement& placement,
@@ -373,7 +378,7 @@ absl::StatusOr<double> BenchEngine::Prefill(const Placement& placement,
     const int32_t num = std::min(chunk, num_tokens - sequence.num_cached);
     const int32_t end = sequence.num_cached + num;
     AddStep(plan, sequence, num, end, end == num_tokens);
-    SY_RETURN_IF_ERROR(Execute(std::move(plan)).status());
+    SY_RETURN_IF_ERROR(Execute(std::move(plan)));
     plan = v1::StepPlan();
   }
   const double ms = absl::ToDoubleMilliseconds(absl::Now() - start);
@@ -393,13 +398,13 @@ absl::Status BenchEngine::Fill(const Placement& placement, int32_t batch,
       while (sequence.num_cached < num_cached) {
         const int32_t num = std::min(chunk, num_cached - sequence.num_cached);
         AddStep(plan, sequence, num, sequence.num_cached + num, false);
-        SY_RETURN_IF_ERROR(Execute(std::move(plan)).status());
+        SY_RETURN_IF_ERROR(Execute(std::move(plan)));
         plan = v1::StepPlan();
       }
     } else {
       // A first position of its own brings it the cache to copy into.
       AddStep(plan, sequence, 1, num_cached, false);
-      SY_RETURN_IF_ERROR(Execute(std::move(plan)).status());
+      SY_RETURN_IF_ERROR(Execute(std::move(plan)));
       SY_RETURN_IF_ERROR(
           executor_->CopyCache(sequences_.front().id, sequence.id));
       sequence.num_cached = num_cached;
@@ -409,12 +414,12 @@ absl::Status BenchEngine::Fill(const Placement& placement, int32_t batch,
   return absl::OkStatus();
 }
 
-absl::StatusOr<v1::StepResult> BenchEngine::DecodeStep() {
+absl::Status BenchEngine::LaunchDecode() {
   v1::StepPlan plan;
   for (Sequence& sequence : sequences_) {
     AddStep(plan, sequence, 1, sequence.num_cached + 1, true);
   }
-  return Execute(std::move(plan));
+  return Launch(std::move(plan));
 }
 
 absl::Status BenchEngine::Clear() {
@@ -422,7 +427,7 @@ absl::Status BenchEngine::Clear() {
   for (const Sequence& sequence : sequences_) plan.add_finished(sequence.id);
   sequences_.clear();
   arena_used_ = 0;
-  return Execute(std::move(plan)).status();
+  return Execute(std::move(plan));
 }
 
 StepTraffic BenchEngine::Traffic(const Placement& placement, int32_t batch,
@@ -470,6 +475,17 @@ double BenchEngine::PrefillFlops(const Placement& placement,
         ranks_.world_size;
   }
   return flops;
+}
+
+absl::StatusOr<nlohmann::json> ReadJson(const std::string& path) {
+  std::ifstream file(path);
+  nlohmann::json json =
+      nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  if (json.is_discarded()) {
+    return absl::UnavailableError(
+        absl::StrCat(path, " is not there or no JSON"));
+  }
+  return json;
 }
 
 absl::Status WriteJson(const std::optional<std::string>& path,

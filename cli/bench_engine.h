@@ -102,8 +102,10 @@ class BenchEngine {
   // which have the same tokens.
   absl::Status Fill(const Placement& placement, int32_t batch, int32_t context,
                     int32_t chunk);
-  // One step of all sequences that Fill started, a token each.
-  absl::StatusOr<v1::StepResult> DecodeStep();
+  // A step of all sequences that Fill started, a token each. Like the worker,
+  // launches it up to one step ahead of Collect.
+  absl::Status LaunchDecode();
+  absl::StatusOr<v1::StepResult> Collect() { return executor_->Collect(); }
   // Forgets all sequences.
   absl::Status Clear();
 
@@ -130,7 +132,8 @@ class BenchEngine {
   // `cover` need.
   void AddStep(v1::StepPlan& plan, Sequence& sequence, int32_t num_tokens,
                int64_t cover, bool sample);
-  absl::StatusOr<v1::StepResult> Execute(v1::StepPlan plan);
+  absl::Status Launch(v1::StepPlan plan);
+  absl::Status Execute(v1::StepPlan plan);
 
   BenchModelOptions model_;
   RankOptions ranks_;
@@ -152,7 +155,9 @@ class BenchEngine {
   uint64_t next_step_id_ = 1;
 };
 
-// What a command does with the JSON of its results.
+// Reads what WriteJson wrote.
+absl::StatusOr<nlohmann::json> ReadJson(const std::string& path);
+// What a command does with the JSON of its results; nothing without a path.
 absl::Status WriteJson(const std::optional<std::string>& path,
                        const nlohmann::json& json);
 

@@ -17,7 +17,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "cli/bench.h"
 #include "cli/client_flags.h"
@@ -42,10 +42,19 @@ struct ServingOptions {
   uint32_t prompt_tokens = 32;
   uint32_t max_tokens = 128;
   std::optional<std::string> placement;
+  // Default placements to switch between under load; empty: no switches.
+  std::vector<std::string> switch_between;
+  absl::Duration switch_every = absl::Seconds(1);
   std::optional<std::string> json_path;
   std::vector<std::string> serve_flags;
   ClientFiles files;
 };
+
+// The value that a share of the sorted ones does not exceed; 0 of none.
+double Percentile(const std::vector<double>& sorted, double share) {
+  if (sorted.empty()) return 0;
+  return sorted[static_cast<size_t>(share * (sorted.size() - 1) + 0.5)];
+}
 
 // One line of the table.
 struct ServingResult {
@@ -59,6 +68,13 @@ struct ServingResult {
   double device_seconds = 0;  // of rank 0; zero where it has no clock
   double device_idle_seconds = 0;
   uint64_t num_graph_steps = 0;
+  std::vector<double> first_ms;  // to the first token, of every stream; sorted
+  std::vector<double> gap_ms;    // between messages with tokens; sorted
+  // With switches: what the same load was like without.
+  int num_switches = 0;
+  std::vector<double> pause_ms;  // of the step loop, as the server tells
+  double longest_gap_before_ms = 0;
+  double tokens_per_second_before = 0;
 
   double TokensPerSecond() const {
     return static_cast<double>(num_tokens) / seconds;
@@ -127,11 +143,99 @@ class Load {
     ServingOptions warm = options;
     warm.max_tokens = 16;
     SY_RETURN_IF_ERROR(RunAll(warm, info.vocab_size(), num_sequences));
+    if (options.switch_between.empty()) {
+      return MeasureOnce(options, info.vocab_size(), num_sequences);
+    }
+    // Every placement once, so that what is warm later is warm from the start.
+    for (const std::string& placement : options.switch_between) {
+      SY_RETURN_IF_ERROR(Switch(placement).status());
+      SY_RETURN_IF_ERROR(RunAll(warm, info.vocab_size(), num_sequences));
+    }
+    SY_ASSIGN_OR_RETURN(const ServingResult still,
+                        MeasureOnce(options, info.vocab_size(), num_sequences));
+    Switching switching(this, options);
+    absl::StatusOr<ServingResult> result =
+        MeasureOnce(options, info.vocab_size(), num_sequences);
+    SY_ASSIGN_OR_RETURN(std::vector<double> pauses, switching.Stop());
+    if (!result.ok()) return result;
+    result->num_switches = static_cast<int>(pauses.size());
+    result->pause_ms = std::move(pauses);
+    std::sort(result->pause_ms.begin(), result->pause_ms.end());
+    result->longest_gap_before_ms = Percentile(still.gap_ms, 1);
+    result->tokens_per_second_before = still.TokensPerSecond();
+    return result;
+  }
+
+ private:
+  // When a stream began, and when each of its messages with tokens came.
+  struct StreamTimes {
+    absl::Time start;
+    std::vector<absl::Time> tokens;
+  };
+
+  // Switches the default placement to and fro in a thread of its own.
+  class Switching {
+   public:
+    Switching(Load* load, const ServingOptions& options)
+        : thread_([this, load, &options] {
+            size_t next = 0;
+            while (
+                !stop_.WaitForNotificationWithTimeout(options.switch_every)) {
+              const absl::StatusOr<double> pause = load->Switch(
+                  options
+                      .switch_between[next++ % options.switch_between.size()]);
+              if (!pause.ok()) {
+                status_ = pause.status();
+                return;
+              }
+              pauses_.push_back(*pause);
+            }
+          }) {}
+    // The pauses of the switches, in milliseconds.
+    absl::StatusOr<std::vector<double>> Stop() {
+      stop_.Notify();
+      thread_.join();
+      if (!status_.ok()) return status_;
+      return std::move(pauses_);
+    }
+
+   private:
+    absl::Notification stop_;
+    absl::Status status_;
+    std::vector<double> pauses_;
+    std::thread thread_;  // the last: it uses the others
+  };
+
+  // The pause of the step loop, in milliseconds.
+  absl::StatusOr<double> Switch(const std::string& placement) {
+    grpc::ClientContext context;
+    v1::SetDefaultPlacementRequest request;
+    *request.mutable_placement() = PlacementFromArgument(placement);
+    request.set_in_flight(v1::IN_FLIGHT_FINISH);
+    v1::SetDefaultPlacementResponse response;
+    SY_RETURN_IF_ERROR(FromGrpcStatus(
+        admin_->SetDefaultPlacement(&context, request, &response)));
+    return response.pause_ms();
+  }
+
+  absl::StatusOr<ServingResult> MeasureOnce(const ServingOptions& options,
+                                            uint32_t vocab_size,
+                                            int num_sequences) {
     SY_ASSIGN_OR_RETURN(const v1::Load before, Counters());
     const absl::Time start = absl::Now();
-    SY_RETURN_IF_ERROR(RunAll(options, info.vocab_size(), num_sequences));
+    std::vector<StreamTimes> times;
+    SY_RETURN_IF_ERROR(RunAll(options, vocab_size, num_sequences, &times));
     ServingResult result;
     result.seconds = absl::ToDoubleSeconds(absl::Now() - start);
+    for (const StreamTimes& stream : times) {
+      for (size_t i = 0; i < stream.tokens.size(); ++i) {
+        const absl::Time last = i == 0 ? stream.start : stream.tokens[i - 1];
+        (i == 0 ? result.first_ms : result.gap_ms)
+            .push_back(absl::ToDoubleMilliseconds(stream.tokens[i] - last));
+      }
+    }
+    std::sort(result.first_ms.begin(), result.first_ms.end());
+    std::sort(result.gap_ms.begin(), result.gap_ms.end());
     SY_ASSIGN_OR_RETURN(const v1::Load after, Counters());
     result.num_sequences = num_sequences;
     result.num_tokens =
@@ -149,7 +253,6 @@ class Load {
     return result;
   }
 
- private:
   absl::StatusOr<v1::Load> Counters() {
     grpc::ClientContext context;
     v1::GetServerInfoResponse info;
@@ -159,16 +262,25 @@ class Load {
   }
 
   absl::Status RunAll(const ServingOptions& options, uint32_t vocab_size,
-                      int num_sequences) {
+                      int num_sequences,
+                      std::vector<StreamTimes>* times = nullptr) {
+    std::vector<StreamTimes> unwanted;
+    if (times == nullptr) times = &unwanted;
+    times->resize(num_sequences);
     std::vector<absl::Status> statuses(num_sequences);
     std::vector<std::thread> threads;
     for (int i = 0; i < num_sequences; ++i) {
       threads.emplace_back([&, i] {
         grpc::ClientContext context;
+        StreamTimes& stream_times = (*times)[i];
+        stream_times.start = absl::Now();
         auto stream = generation_->Generate(
             &context, MakeRequest(options, vocab_size, i));
         v1::GenerateResponse event;
         while (stream->Read(&event)) {
+          if (event.has_chunk() && event.chunk().token_ids_size() > 0) {
+            stream_times.tokens.push_back(absl::Now());
+          }
         }
         statuses[i] = FromGrpcStatus(stream->Finish());
       });
@@ -183,31 +295,61 @@ class Load {
 };
 
 void PrintHeading() {
-  std::printf("%10s %10s %10s %12s %14s %14s %10s %9s %9s\n", "world size",
-              "sequences", "tokens/s", "ms per step", "in executor ms",
-              "outside it", "device ms", "it idles", "graphs");
+  std::printf("%6s %6s %9s %9s %9s %8s %10s %9s %7s %8s %8s %8s %8s %8s\n",
+              "ranks", "seqs", "tokens/s", "ms/step", "executor", "outside",
+              "device ms", "it idles", "graphs", "first", "p99", "gap", "p99",
+              "longest");
 }
 
 void PrintRow(const ServingResult& result) {
-  std::printf("%10d %10d %10.0f %12.3f %14.3f %13.1f%% %10.3f %8.1f%% %8.1f%%\n",
-              result.world_size, result.num_sequences, result.TokensPerSecond(),
-              result.StepMs(), result.ExecuteMs(), 100 * result.ShareOutside(),
-              result.DeviceMs(), 100 * result.ShareIdle(),
-              100.0 * static_cast<double>(result.num_graph_steps) /
-                  static_cast<double>(result.num_steps));
+  std::printf(
+      "%6d %6d %9.0f %9.3f %9.3f %7.1f%% %10.3f %8.1f%% %6.1f%% %8.2f %8.2f "
+      "%8.2f %8.2f %8.2f\n",
+      result.world_size, result.num_sequences, result.TokensPerSecond(),
+      result.StepMs(), result.ExecuteMs(), 100 * result.ShareOutside(),
+      result.DeviceMs(), 100 * result.ShareIdle(),
+      100.0 * static_cast<double>(result.num_graph_steps) /
+          static_cast<double>(result.num_steps),
+      Percentile(result.first_ms, 0.5), Percentile(result.first_ms, 0.99),
+      Percentile(result.gap_ms, 0.5), Percentile(result.gap_ms, 0.99),
+      Percentile(result.gap_ms, 1));
+  if (result.num_switches > 0) {
+    std::printf(
+        "    %d switches: the step loop paused %.3f ms at most; without them "
+        "%.0f tokens/s, longest gap %.2f ms\n",
+        result.num_switches, Percentile(result.pause_ms, 1),
+        result.tokens_per_second_before, result.longest_gap_before_ms);
+  }
   std::fflush(stdout);
 }
 
+nlohmann::json PercentilesJson(const std::vector<double>& sorted) {
+  return {{"p50", Percentile(sorted, 0.5)},
+          {"p90", Percentile(sorted, 0.9)},
+          {"p99", Percentile(sorted, 0.99)},
+          {"max", Percentile(sorted, 1)}};
+}
+
 nlohmann::json ToJson(const ServingResult& result) {
-  return {{"world_size", result.world_size},
-          {"sequences", result.num_sequences},
-          {"tokens_per_second", result.TokensPerSecond()},
-          {"step_ms", result.StepMs()},
-          {"execute_ms", result.ExecuteMs()},
-          {"share_outside_executor", result.ShareOutside()},
-          {"device_ms", result.DeviceMs()},
-          {"share_device_idle", result.ShareIdle()},
-          {"graph_steps", result.num_graph_steps}};
+  nlohmann::json json = {{"world_size", result.world_size},
+                         {"sequences", result.num_sequences},
+                         {"tokens_per_second", result.TokensPerSecond()},
+                         {"step_ms", result.StepMs()},
+                         {"execute_ms", result.ExecuteMs()},
+                         {"share_outside_executor", result.ShareOutside()},
+                         {"device_ms", result.DeviceMs()},
+                         {"share_device_idle", result.ShareIdle()},
+                         {"graph_steps", result.num_graph_steps},
+                         {"ttft_ms", PercentilesJson(result.first_ms)},
+                         {"token_gap_ms", PercentilesJson(result.gap_ms)},
+                         {"switches", result.num_switches}};
+  if (result.num_switches > 0) {
+    json["switch_pause_ms"] = PercentilesJson(result.pause_ms);
+    json["without_switches"] = {
+        {"longest_gap_ms", result.longest_gap_before_ms},
+        {"tokens_per_second", result.tokens_per_second_before}};
+  }
+  return json;
 }
 
 absl::Status RunWorldSize(const ServingOptions& options, int world_size,
@@ -284,6 +426,10 @@ int BenchServing(absl::Span<const std::string> args) {
             "generated by every request");
   flags.String("placement", &options.placement, "PRESET|A,B,...",
                "of every request");
+  flags.List("switch-between", &options.switch_between, "P,P,...",
+             "switch the default placement between these presets under load, "
+             "and tell what it does to the streams");
+  flags.Duration("switch-every", &options.switch_every, "between switches");
   flags.String("json", &options.json_path, "FILE", "the results as JSON, too");
   AddClientFlags(&options.files, &flags);
   if (std::optional<int> exit_code = flags.ParseOrExitCode(args))
@@ -297,7 +443,10 @@ int BenchServing(absl::Span<const std::string> args) {
   if (!concurrency.ok()) return Fail("bench serving", concurrency.status());
 
   std::printf(
-      "%s, %s placement, %u prompt tokens, %u generated; %ld CPU cores\n",
+      "%s, %s placement, %u prompt tokens, %u generated; %ld CPU cores; times "
+      "in "
+      "ms: of a step, of that in the executor; to a stream's first token, and "
+      "from one message with tokens to the next\n",
       options.model_dir.c_str(),
       options.placement.value_or("the default").c_str(), options.prompt_tokens,
       options.max_tokens, sysconf(_SC_NPROCESSORS_ONLN));

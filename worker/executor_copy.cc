@@ -50,8 +50,10 @@ absl::Status Executor::CopyCache(uint64_t from_id, uint64_t to_id) {
   const auto begin = [](const WorkerSequence& sequence, int32_t num) {
     return absl::MakeConstSpan(sequence.tokens).subspan(0, num);
   };
+  const int64_t num_known =
+      std::min(source.tokens.size(), target.tokens.size());
   if (source.cache.placement() != target.cache.placement() ||
-      target.num_tokens() < source.num_cached ||
+      num_known < source.num_cached ||
       begin(source, source.num_cached) != begin(target, source.num_cached)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "sequence ", to_id, " does not begin with the ", source.num_cached,

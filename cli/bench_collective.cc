@@ -1,0 +1,248 @@
+// switchyard bench collective: what an all-reduce costs, as the layers of a
+// tensor-parallel step meet it.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "cli/bench.h"
+#include "cli/bench_engine.h"
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "kernels/status.h"
+#include "worker/step_device.h"
+
+namespace switchyard {
+namespace {
+
+struct CollectiveBenchOptions {
+  RankOptions ranks;
+  std::vector<std::string> sizes = {"10240", "81920", "655360", "5242880"};
+  std::vector<std::string> algorithms = {"default"};
+  int32_t num_calls = 96;  // of a step: two for each of 48 layers
+  int32_t num_repeats = 20;
+  bool bf16 = false;
+  bool graphs = true;
+  std::optional<std::string> json_path;
+};
+
+struct SizeResult {
+  int64_t bytes = 0;
+  StepTimes call;  // milliseconds of one all-reduce
+  bool graph = false;
+};
+
+absl::StatusOr<std::vector<int64_t>> ParseSizes(
+    const std::vector<std::string>& texts) {
+  std::vector<int64_t> sizes;
+  for (const std::string& text : texts) {
+    SY_ASSIGN_OR_RETURN(const int64_t bytes, ParseBytes(text));
+    if (bytes < 4) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--sizes: '", text, "' is less than one number"));
+    }
+    sizes.push_back(bytes / 4 * 4);
+  }
+  return sizes;
+}
+
+// This rank's part; the times are worth reporting on rank 0.
+absl::StatusOr<std::vector<SizeResult>> MeasureSizes(
+    const CollectiveBenchOptions& options, std::string* device_name) {
+  SY_ASSIGN_OR_RETURN(const std::vector<int64_t> sizes,
+                      ParseSizes(options.sizes));
+  SY_ASSIGN_OR_RETURN(RankDevice rank, JoinRanks(options.ranks));
+  *device_name = rank.device->name();
+  const CollectiveType type =
+      options.bf16 ? CollectiveType::kBfloat16 : CollectiveType::kFloat32;
+  const std::unique_ptr<StepDevice> recorder =
+      MakeStepDevice(rank.device.get());
+  const bool graphs = options.graphs && recorder->has_graphs();
+  std::vector<SizeResult> results;
+  for (const int64_t bytes : sizes) {
+    SY_ASSIGN_OR_RETURN(const DeviceBuffer buffer,
+                        rank.device->Allocate(bytes));
+    SY_RETURN_IF_ERROR(rank.device->Fill(buffer.get(), 0, bytes));
+    const auto run = [&]() -> absl::Status {
+      for (int32_t i = 0; i < options.num_calls; ++i) {
+        SY_RETURN_IF_ERROR(rank.collective->AllReduceSum(
+            buffer.get(), bytes / CollectiveTypeBytes(type), type,
+            rank.device->stream()));
+      }
+      return absl::OkStatus();
+    };
+    SY_RETURN_IF_ERROR(run());  // the first connects
+    SY_RETURN_IF_ERROR(rank.device->Synchronize());
+    std::unique_ptr<StepGraph> graph;
+    if (graphs) {
+      SY_ASSIGN_OR_RETURN(graph, recorder->Record(run));
+      SY_RETURN_IF_ERROR(graph->Launch());
+      SY_RETURN_IF_ERROR(rank.device->Synchronize());
+    }
+    std::vector<double> ms;
+    for (int32_t repeat = 0; repeat < options.num_repeats; ++repeat) {
+      SY_RETURN_IF_ERROR(rank.collective->Barrier());
+      const absl::Time start = absl::Now();
+      SY_RETURN_IF_ERROR(graph != nullptr ? graph->Launch() : run());
+      SY_RETURN_IF_ERROR(rank.device->Synchronize());
+      ms.push_back(absl::ToDoubleMilliseconds(absl::Now() - start) /
+                   options.num_calls);
+    }
+    results.push_back({bytes, Summarize(std::move(ms)), graph != nullptr});
+  }
+  return results;
+}
+
+nlohmann::json ToJson(const SizeResult& result, const std::string& algorithm,
+                      int world_size) {
+  const double us = 1e3 * result.call.median_ms;
+  return {{"algorithm", algorithm},
+          {"bytes", result.bytes},
+          {"median_us", us},
+          {"p10_us", 1e3 * result.call.p10_ms},
+          {"p90_us", 1e3 * result.call.p90_ms},
+          {"graph", result.graph},
+          // What each rank's links carry in a ring.
+          {"bus_gbps",
+           2.0 * (world_size - 1) / world_size * result.bytes / us / 1e3}};
+}
+
+// One process per algorithm: NCCL reads its environment once. The JSON of its
+// results comes back in a file.
+absl::StatusOr<nlohmann::json> RunAlgorithm(
+    const std::string& algorithm, const std::vector<std::string>& args) {
+  unsetenv("NCCL_ALGO");
+  unsetenv("NCCL_PROTO");
+  if (algorithm != "default") {
+    const std::vector<std::string> parts = absl::StrSplit(algorithm, '/');
+    setenv("NCCL_ALGO", parts[0].c_str(), 1);
+    if (parts.size() > 1) setenv("NCCL_PROTO", parts[1].c_str(), 1);
+  }
+  SY_ASSIGN_OR_RETURN(const std::unique_ptr<ScratchDirectory> directory,
+                      ScratchDirectory::Make());
+  const std::string path = absl::StrCat(directory->path(), "/results.json");
+  std::vector<std::string> command = {"bench", "collective"};
+  command.insert(command.end(), args.begin(), args.end());
+  command.push_back("--algorithms=default");
+  command.push_back("--json=" + path);
+  SY_ASSIGN_OR_RETURN(const std::unique_ptr<Subprocess> process,
+                      Subprocess::Start(command));
+  while (process->ReadLine(absl::Now() + absl::Minutes(5)).ok()) {
+  }
+  const absl::StatusOr<int> code =
+      process->Wait(absl::Now() + absl::Seconds(10));
+  if (!code.ok()) return code.status();
+  return *code == 0 ? ReadJson(path)
+                    : absl::UnavailableError(
+                          absl::StrCat("ended with exit code ", *code));
+}
+
+void PrintRow(const std::string& algorithm, const nlohmann::json& row) {
+  std::printf("%-16s %10lld %10.2f %10.2f %10.2f %9.1f %6s\n",
+              algorithm.c_str(), row["bytes"].get<long long>(),
+              row["median_us"].get<double>(), row["p10_us"].get<double>(),
+              row["p90_us"].get<double>(), row["bus_gbps"].get<double>(),
+              row["graph"].get<bool>() ? "yes" : "no");
+  std::fflush(stdout);
+}
+
+void PrintHeading() {
+  std::printf("%-16s %10s %10s %10s %10s %9s %6s\n", "algorithm", "bytes", "us",
+              "p10", "p90", "bus GB/s", "graph");
+}
+
+absl::Status RunAll(const CollectiveBenchOptions& options,
+                    const std::vector<std::string>& args) {
+  nlohmann::json json;
+  PrintHeading();
+  for (const std::string& algorithm : options.algorithms) {
+    const absl::StatusOr<nlohmann::json> one = RunAlgorithm(algorithm, args);
+    if (!one.ok()) {
+      std::printf("%-16s %s\n", algorithm.c_str(),
+                  std::string(one.status().message()).c_str());
+      continue;
+    }
+    if (json.is_null()) {
+      json = *one;
+      json["results"] = nlohmann::json::array();
+    }
+    for (nlohmann::json row : (*one)["results"]) {
+      row["algorithm"] = algorithm;
+      PrintRow(algorithm, row);
+      json["results"].push_back(row);
+    }
+  }
+  if (json.is_null()) {
+    return absl::UnavailableError("no algorithm gave a result");
+  }
+  return WriteJson(options.json_path, json);
+}
+
+absl::Status RunHere(const CollectiveBenchOptions& options) {
+  std::string device;
+  SY_ASSIGN_OR_RETURN(const std::vector<SizeResult> results,
+                      MeasureSizes(options, &device));
+  if (options.ranks.rank != 0) return absl::OkStatus();
+  nlohmann::json json = {{"benchmark", "collective"},
+                         {"device", device},
+                         {"world_size", options.ranks.world_size},
+                         {"type", options.bf16 ? "bf16" : "fp32"},
+                         {"calls_per_replay", options.num_calls},
+                         {"results", nlohmann::json::array()}};
+  PrintHeading();
+  for (const SizeResult& result : results) {
+    const nlohmann::json row =
+        ToJson(result, "default", options.ranks.world_size);
+    PrintRow("default", row);
+    json["results"].push_back(row);
+  }
+  return WriteJson(options.json_path, json);
+}
+
+}  // namespace
+
+int BenchCollective(absl::Span<const std::string> args) {
+  CollectiveBenchOptions options;
+  options.ranks.world_size = 2;
+  FlagSet flags("switchyard bench collective",
+                "Times the all-reduce of tensor-parallel ranks, a process "
+                "each, in runs as long as those of a decode step;\non GPUs "
+                "inside a CUDA graph. NCCL's algorithms are compared in "
+                "processes of their own.",
+                "[flags]");
+  AddRankFlags(&options.ranks, &flags);
+  flags.Section("What is measured");
+  flags.List("sizes", &options.sizes, "BYTES,...", "of the reduced vector");
+  flags.List("algorithms", &options.algorithms, "A,A/P,...",
+             "default, or NCCL_ALGO and NCCL_PROTO: Ring/LL, Tree/Simple, ...");
+  flags.Int("calls", &options.num_calls, 1, 1 << 16, "of a run");
+  flags.Int("repeats", &options.num_repeats, 1, 1 << 16, "runs that are timed");
+  flags.Bool("bf16", &options.bf16, "else fp32, as the residual stream is");
+  flags.Bool("graphs", &options.graphs, "record a run as a CUDA graph");
+  flags.String("json", &options.json_path, "FILE", "the results as JSON, too");
+  if (std::optional<int> exit_code = flags.ParseOrExitCode(args))
+    return *exit_code;
+
+  const std::vector<std::string> arguments(args.begin(), args.end());
+  if (options.algorithms != std::vector<std::string>{"default"}) {
+    const absl::Status status = RunAll(options, arguments);
+    if (!status.ok()) return Fail("bench collective", status);
+    return kExitOk;
+  }
+  std::vector<std::string> command = {"bench", "collective"};
+  command.insert(command.end(), args.begin(), args.end());
+  const absl::StatusOr<std::unique_ptr<BenchRanks>> ranks =
+      BenchRanks::Start(command, &options.ranks);
+  if (!ranks.ok()) EndBench("collective", ranks.status());
+  const absl::Status status = RunHere(options);
+  if (!status.ok()) EndBench("collective", status);
+  return kExitOk;
+}
+
+}  // namespace switchyard
