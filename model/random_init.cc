@@ -16,7 +16,7 @@
 namespace switchyard {
 namespace {
 
-constexpr int64_t kElementsPerThread = int64_t{1} << 18;
+constexpr int64_t kElementsPerThread = int64_t{1} << 20;
 
 // What tells one named shape from another. All layers are alike: a stochastic
 // layer of attention, sliding_window, gdn and kda.
