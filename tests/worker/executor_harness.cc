@@ -124,6 +124,14 @@ void ExecutorHarness::Add(v1::StepPlan& plan, uint64_t id, int32_t num_tokens) {
   }
 }
 
+absl::Status ExecutorHarness::CopyCache(uint64_t from_id, uint64_t to_id) {
+  for (const std::unique_ptr<Executor>& executor : executors_) {
+    SY_RETURN_IF_ERROR(executor->CopyCache(from_id, to_id));
+  }
+  sequences_.at(to_id).num_cached = sequences_.at(from_id).num_cached;
+  return absl::OkStatus();
+}
+
 void ExecutorHarness::Finish(v1::StepPlan& plan, uint64_t id) {
   plan.add_finished(id);
   const Sequence& sequence = sequences_.at(id);

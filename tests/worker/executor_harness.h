@@ -85,6 +85,9 @@ class ExecutorHarness {
   absl::StatusOr<v1::StepResult> Collect();
   absl::StatusOr<v1::StepResult> Execute(const v1::StepPlan& plan);
 
+  // Executor::CopyCache on every rank; the sequence then goes on from there.
+  absl::Status CopyCache(uint64_t from_id, uint64_t to_id);
+
   int32_t num_left(uint64_t id) const {
     const Sequence& s = sequences_.at(id);
     return s.num_tokens() - s.num_cached;

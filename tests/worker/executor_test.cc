@@ -123,6 +123,56 @@ TEST(ExecutorTest, OverlappedStepsEqualStepsInTurn) {
   }
 }
 
+TEST(ExecutorTest, ACopiedCacheIsAsGoodAsAComputedOne) {
+  const auto harness = Harness(kStochasticDir, 2);
+  for (HarnessRequest request : MixedRequests()) {
+    request.prompt = Prompt(12);
+    request.sampling = GreedyWithLogprobs(3);
+    request.sampling.clear_prompt_logprobs();
+    v1::StepPlan plan;
+    const uint64_t from = harness->Start(plan, request);
+    const uint64_t to = harness->Start(plan, request);
+    harness->Add(plan, from, 10);
+    harness->Add(plan, to, 1);
+    ASSERT_TRUE(harness->Execute(plan).ok());
+    ASSERT_TRUE(harness->CopyCache(from, to).ok());
+    plan = v1::StepPlan();
+    harness->Add(plan, from, 2);
+    harness->Add(plan, to, 2);
+    const auto result = harness->Execute(plan);
+    ASSERT_TRUE(result.ok()) << result.status();
+    ASSERT_EQ(result->tokens_size(), 2);
+    EXPECT_EQ(result->tokens(0).token_id(), result->tokens(1).token_id());
+    EXPECT_EQ(result->tokens(0).logprobs().SerializeAsString(),
+              result->tokens(1).logprobs().SerializeAsString());
+    plan = v1::StepPlan();
+    harness->Finish(plan, from);
+    harness->Finish(plan, to);
+    ASSERT_TRUE(harness->Execute(plan).ok());
+  }
+}
+
+TEST(ExecutorTest, RefusesToCopyWhatTheSequenceWouldNotHaveComputed) {
+  const auto harness = Harness(kTinyDir);
+  HarnessRequest request;
+  request.sampling.set_temperature(0);
+  request.prompt = Prompt(40);
+  v1::StepPlan plan;
+  const uint64_t from = harness->Start(plan, request);
+  const uint64_t short_of_cache = harness->Start(plan, request);
+  request.prompt.back() += 1;
+  const uint64_t other_tokens = harness->Start(plan, request);
+  harness->Add(plan, from, 40);
+  harness->Add(plan, short_of_cache, 1);
+  harness->Add(plan, other_tokens, 39);
+  ASSERT_TRUE(harness->Execute(plan).ok());
+  for (const uint64_t to : {short_of_cache, other_tokens, from, uint64_t{99}}) {
+    EXPECT_EQ(harness->CopyCache(from, to).code(),
+              absl::StatusCode::kInvalidArgument)
+        << to;
+  }
+}
+
 // A sequence may be forgotten, and another take its id, while its last step is
 // under way: the token that arrives late is not the newcomer's.
 TEST(ExecutorTest, ALateTokenDoesNotReachANewSequenceOfTheSameId) {
