@@ -110,6 +110,9 @@ nlohmann::json ResultJson(const DecodeResult& result,
       {"state_bytes", result.traffic.state_bytes},
       {"gbps", GigabytesPerSecond(result)},
       {"share_of_read", GigabytesPerSecond(result) / ceilings.read_gbps},
+      {"device_ms", result.device_ms},
+      {"device_idle_share", result.idle_share},
+      {"graph_share", result.graph_share},
       {"fill_seconds", result.fill_seconds}};
 }
 

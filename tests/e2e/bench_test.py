@@ -47,6 +47,8 @@ class DecodeTest(unittest.TestCase):
             self.assertLessEqual(row["p10_ms"], row["median_ms"])
             self.assertLessEqual(row["median_ms"], row["p90_ms"])
             self.assertGreater(row["p10_ms"], 0)
+            self.assertEqual(row["graph_share"], 0)  # a CPU has none
+            self.assertLessEqual(row["device_idle_share"], 1)
             self.assertAlmostEqual(row["ratio_to_floor"], row["median_ms"] / row["floor_ms"], places=6)
             self.assertIn(f'{row["batch"]:6d} {row["context"]:8d}', out)
         attention, gdn = report["results"][0], report["results"][2]
