@@ -1,5 +1,5 @@
-// The producer warps of the wgmma prefill attention: one finds work and keeps
-// queries and keys on their way into shared memory, the other values.
+// The producer warp of the wgmma prefill attention: finds work, and keeps
+// queries, keys and values on their way into shared memory.
 #ifndef SWITCHYARD_KERNELS_PAGED_ATTENTION_PRODUCE_CUDA_H_
 #define SWITCHYARD_KERNELS_PAGED_ATTENTION_PRODUCE_CUDA_H_
 
@@ -35,6 +35,13 @@ __device__ __forceinline__ void StoreShared16(uint32_t address, uint4 x) {
                "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
                : "memory");
 }
+
+// Where the positions of an item's sequence are: before `context` in the cache,
+// from there to `total` in the new rows; before `begin` nobody looks.
+struct Source {
+  int32_t seq, kv_head, begin, context, total;
+  int32_t new_rows;  // position + new_rows is its row in the matrices
+};
 
 // Work from `*next` on, which a block advances; false: there is none left.
 template <typename S>
@@ -76,7 +83,7 @@ __device__ __forceinline__ void CopyMixed(const PrefillParams& p,
                                           int32_t from, uint32_t shared) {
   constexpr int kChunks = S::kHeadSize / 8;
 #pragma unroll 1
-  for (int i = threadIdx.x % kWarpSize; i < p.unit * kChunks; i += kWarpSize) {
+  for (int i = threadIdx.x; i < p.unit * kChunks; i += kWarpSize) {
     const int j = i % kChunks;
     const int32_t position = from + i / kChunks;
     uint4 x = make_uint4(0, 0, 0, 0);
@@ -109,12 +116,11 @@ __device__ __forceinline__ void CopyTile(const PrefillParams& p,
                                          int32_t tile, uint32_t shared,
                                          uint64_t* full, uint64_t* empty,
                                          int phase) {
-  const int lane = threadIdx.x % kWarpSize;
   const int32_t first = tile * S::kKeys;
   const int32_t panel = source.kv_head * S::kPanels;
+  WaitBarrier(empty, phase ^ 1);
   if (first >= source.context && first + S::kKeys <= source.total) {
-    WaitBarrier(empty, phase ^ 1);
-    if (lane == 0) {
+    if (threadIdx.x == 0) {
       ArriveExpect(full, S::kTileBytes);
       CopyBox3(shared, values ? &maps.v_tile : &maps.k_tile, 0,
                first + source.new_rows, panel, full);
@@ -122,90 +128,91 @@ __device__ __forceinline__ void CopyTile(const PrefillParams& p,
     __syncwarp();
     return;
   }
-  // A unit's panel per lane. Where it is, is looked up before its place is
-  // free.
-  static_assert(S::kKeys / kMinUnit * S::kPanels <= kWarpSize);
-  const int c = lane % S::kPanels;
-  const int32_t from = first + lane / S::kPanels * p.unit;
-  const bool mine = from < first + S::kKeys;
-  const bool mixed =
-      mine && ((from < source.context && from + p.unit > source.context) ||
-               (from < source.total && from + p.unit > source.total));
-  const CUtensorMap* map = values ? &maps.v_unit : &maps.k_unit;
-  int32_t row = p.past_the_end, box_panel = panel + c;
-  if (from < source.context && from + p.unit > source.begin) {
-    // A key of 512 bytes may start in the middle of the map's vectors.
-    constexpr uint32_t kVectorBytes = S::kHeadSize * 2;
-    const uint32_t id = p.paging.Id(source.seq, from);
-    const int32_t head = source.kv_head + (values ? p.paging.num_kv_heads : 0);
-    map = &maps.cache;
-    row = kVectorBytes > kCacheUnitBytes
-              ? id / (kVectorBytes / kCacheUnitBytes)
-              : id * (kCacheUnitBytes / kVectorBytes);
-    row += (head << p.paging.block_shift) +
-           (from & ((1 << p.paging.block_shift) - 1));
-    box_panel = id * kCacheUnitBytes % kVectorBytes / kRowBytes + c;
-  } else if (from >= source.context && from < source.total) {
-    row = from + source.new_rows;
+  const auto mixed = [&](int32_t from) {
+    return (from < source.context && from + p.unit > source.context) ||
+           (from < source.total && from + p.unit > source.total);
+  };
+  int32_t bytes = S::kTileBytes;  // by the copy engine
+#pragma unroll 1
+  for (int32_t from = first; from < first + S::kKeys; from += p.unit) {
+    if (!mixed(from)) continue;
+    CopyMixed<S>(p, source, values, from, shared);
+    bytes -= p.unit * S::kPanels * kRowBytes;
   }
-  uint32_t by_hand = __ballot_sync(kFullWarp, mixed);
-  WaitBarrier(empty, phase ^ 1);
-  const int bytes = S::kTileBytes - __popc(by_hand) * (p.unit * kRowBytes);
-  while (by_hand != 0) {
-    const int unit = (__ffs(by_hand) - 1) / S::kPanels;
-    CopyMixed<S>(p, source, values, first + unit * p.unit, shared);
-    by_hand &= ~(((1u << S::kPanels) - 1) << (unit * S::kPanels));
-  }
-  if (lane == 0) ArriveExpect(full, bytes);
+  if (threadIdx.x == 0) ArriveExpect(full, bytes);
   __syncwarp();
-  if (mine && !mixed)
-    CopyBox3(shared + c * S::kKeyPanel + from % S::kKeys * kRowBytes, map, 0,
-             row, box_panel, full);
+  // Lane by lane a unit's panel.
+#pragma unroll 1
+  for (int32_t i = threadIdx.x; i * p.unit < S::kKeys * S::kPanels;
+       i += kWarpSize) {
+    const int c = i % S::kPanels;
+    const int32_t from = first + i / S::kPanels * p.unit;
+    if (mixed(from)) continue;
+    const uint32_t to = shared + c * S::kKeyPanel + from % S::kKeys * kRowBytes;
+    if (from < source.context && from + p.unit > source.begin) {
+      // A key of 512 bytes may start in the middle of the map's vectors.
+      constexpr uint32_t kVectorBytes = S::kHeadSize * 2;
+      const uint32_t id = p.paging.Id(source.seq, from);
+      const int32_t head =
+          source.kv_head + (values ? p.paging.num_kv_heads : 0);
+      const int32_t vector = kVectorBytes > kCacheUnitBytes
+                                 ? id / (kVectorBytes / kCacheUnitBytes)
+                                 : id * (kCacheUnitBytes / kVectorBytes);
+      const int32_t odd = id * kCacheUnitBytes % kVectorBytes / kRowBytes;
+      CopyBox3(to, &maps.cache, 0,
+               vector + (head << p.paging.block_shift) +
+                   (from & ((1 << p.paging.block_shift) - 1)),
+               odd + c, full);
+    } else {
+      const bool there = from >= source.context && from < source.total;
+      CopyBox3(to, values ? &maps.v_unit : &maps.k_unit, 0,
+               there ? from + source.new_rows : p.past_the_end, panel + c,
+               full);
+    }
+  }
   __syncwarp();
 }
 
-// The first warp: work, queries and keys.
 template <typename S>
-__device__ __forceinline__ void ProduceKeys(const PrefillParams& p,
-                                            const PrefillMaps& maps,
-                                            uint32_t shared,
-                                            Pipeline* pipeline) {
+__device__ __forceinline__ void Produce(const PrefillParams& p,
+                                        const PrefillMaps& maps,
+                                        uint32_t shared, Pipeline* pipeline) {
   Cursor stage;
-  int phase = 0;  // of items
+  int item_phase = 0;
   int32_t next = blockIdx.x;
   Item item;
   Source source;
+  const auto wait_for_queries = [&] {
+    WaitBarrier(&pipeline->item_empty, item_phase ^ 1);
+    item_phase ^= 1;
+  };
   while (NextItem<S>(p, &next, &item, &source)) {
-    WaitBarrier(&pipeline->work_empty, phase ^ 1);
-    if (threadIdx.x == 0) {
-      pipeline->work = {source, item.first_tile, item.last_tile};
-      Arrive(&pipeline->work_full);
-    }
     for (int32_t t = item.first_tile; t <= item.last_tile; ++t) {
       CopyTile<S>(p, maps, source, false, t,
                   shared + S::kKeysAt + stage.stage * S::kTileBytes,
                   &pipeline->key_full[stage.stage],
                   &pipeline->key_empty[stage.stage], stage.phase);
-      stage.Next();
-      if (t > item.first_tile) continue;
-      WaitBarrier(&pipeline->item_empty, phase ^ 1);
-      if (threadIdx.x == 0) {
-        pipeline->item = item;
-        ArriveExpect(&pipeline->item_full,
-                     p.tile_tokens * p.group * S::kHeadSize * 2);
-        for (int c = 0; c < S::kPanels; ++c)
-          CopyBox4(shared + c * S::kQueryPanel, &maps.q, 0,
-                   item.kv_head * p.group, item.row, c, &pipeline->item_full);
+      if (t == item.first_tile) {
+        wait_for_queries();
+        if (threadIdx.x == 0) {
+          pipeline->item = item;
+          ArriveExpect(&pipeline->item_full,
+                       p.tile_tokens * p.group * S::kHeadSize * 2);
+          for (int c = 0; c < S::kPanels; ++c)
+            CopyBox4(shared + c * S::kQueryPanel, &maps.q, 0,
+                     item.kv_head * p.group, item.row, c, &pipeline->item_full);
+        }
+        __syncwarp();
       }
-      __syncwarp();
+      CopyTile<S>(p, maps, source, true, t,
+                  shared + S::kValuesAt + stage.stage * S::kTileBytes,
+                  &pipeline->value_full[stage.stage],
+                  &pipeline->value_empty[stage.stage], stage.phase);
+      stage.Next();
     }
-    phase ^= 1;
   }
-  WaitBarrier(&pipeline->work_empty, phase ^ 1);
-  WaitBarrier(&pipeline->item_empty, phase ^ 1);
+  wait_for_queries();
   if (threadIdx.x != 0) return;
-  pipeline->work.last_tile = -1;
-  Arrive(&pipeline->work_full);
   pipeline->item.tokens = 0;
   Arrive(&pipeline->item_full);
   // The last block leaves the counters as it found them.
@@ -213,29 +220,6 @@ __device__ __forceinline__ void ProduceKeys(const PrefillParams& p,
   if (atomicAdd(p.counters + 1, 1) == static_cast<int32_t>(gridDim.x) - 1) {
     p.counters[0] = 0;
     p.counters[1] = 0;
-  }
-}
-
-// The second warp: values.
-template <typename S>
-__device__ __forceinline__ void ProduceValues(const PrefillParams& p,
-                                              const PrefillMaps& maps,
-                                              uint32_t shared,
-                                              Pipeline* pipeline) {
-  Cursor stage;
-  for (int phase = 0;; phase ^= 1) {
-    WaitBarrier(&pipeline->work_full, phase);
-    const Work work = pipeline->work;
-    __syncwarp();
-    if (work.last_tile < 0) return;
-    if (threadIdx.x % kWarpSize == 0) Arrive(&pipeline->work_empty);
-    for (int32_t t = work.first_tile; t <= work.last_tile; ++t) {
-      CopyTile<S>(p, maps, work.source, true, t,
-                  shared + S::kValuesAt + stage.stage * S::kTileBytes,
-                  &pipeline->value_full[stage.stage],
-                  &pipeline->value_empty[stage.stage], stage.phase);
-      stage.Next();
-    }
   }
 }
 

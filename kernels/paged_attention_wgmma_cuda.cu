@@ -1,5 +1,5 @@
 // Prefill attention on Hopper's warpgroup matrix instructions (Shah et al.
-// 2024, "FlashAttention-3"). Producer warps keep tiles of keys and values on
+// 2024, "FlashAttention-3"). A producer warp keeps tiles of keys and values on
 // their way into shared memory by the bulk tensor copy; each consumer warpgroup
 // owns 64 rows. A row is one query head of one token: the heads of a KV head
 // lie side by side in a tile, so that a short chunk still fills it.
@@ -345,8 +345,6 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       (SharedAddress(shared_raw) + kAlignment - 1) / kAlignment * kAlignment;
   if (threadIdx.x == 0) {
     constexpr int kConsumerWarps = S::kConsumers * 4;
-    InitBarrier(&pipeline.work_full, 1);
-    InitBarrier(&pipeline.work_empty, 1);
     InitBarrier(&pipeline.item_full, 1);
     InitBarrier(&pipeline.item_empty, kConsumerWarps);
     for (int s = 0; s < kStages; ++s) {
@@ -363,10 +361,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   const int warpgroup = threadIdx.x / kWarpgroup;
   if (warpgroup == 0) {
     GiveRegisters<S::kProducerRegisters>();
-    if (threadIdx.x < kWarpSize)
-      ProduceKeys<S>(p, maps, shared, &pipeline);
-    else if (threadIdx.x < 2 * kWarpSize)
-      ProduceValues<S>(p, maps, shared, &pipeline);
+    if (threadIdx.x < kWarpSize) Produce<S>(p, maps, shared, &pipeline);
   } else {
     TakeRegisters<S::kConsumerRegisters>();
     Consume<S>(p, warpgroup - 1, shared, &pipeline);
@@ -418,9 +413,10 @@ absl::Status LaunchWgmma(const OpContext& context,
 
 bool CanPrefillWgmma(const PagedAttentionArgs& args) {
   const int32_t d = args.head_size;
+  // A unit of the cache fills whole groups of eight swizzled rows.
   return args.q.dtype == DType::kBF16 && args.kv_dtype == DType::kBF16 &&
          args.out.dtype == DType::kBF16 && (d == 64 || d == 128 || d == 256) &&
-         args.scale > 0 && args.blocks.block_size >= kMinUnit &&
+         args.scale > 0 && args.blocks.block_size >= 8 &&
          args.num_heads / args.num_kv_heads <= 64 && AlignedTo(args.q, 16) &&
          AlignedTo(args.k, 16) && AlignedTo(args.v, 16) &&
          AlignedTo(args.out, 16);

@@ -18,7 +18,6 @@ constexpr int kWarpgroup = 128;  // threads
 constexpr int kPanel = 64;       // columns of 128 swizzled bytes
 constexpr int kRowBytes = kPanel * 2;
 constexpr int kStages = 2;
-constexpr int kMinUnit = 8;  // positions: a whole group of swizzled rows
 constexpr int kAlignment = 1024;
 constexpr int32_t kNoWindow = 1 << 30;
 
@@ -44,8 +43,8 @@ struct Shape {
   // Of the output, an instruction covers kOutColumns.
   static constexpr int kOutColumns = HeadSize < 128 ? HeadSize : 128;
   static constexpr int kOutParts = HeadSize / kOutColumns;
-  static constexpr int kConsumerRegisters = Consumers == 2 ? 224 : 152;
-  static constexpr int kProducerRegisters = Consumers == 2 ? 64 : 56;
+  static constexpr int kConsumerRegisters = Consumers == 2 ? 232 : 160;
+  static constexpr int kProducerRegisters = Consumers == 2 ? 40 : 32;
 };
 
 struct PrefillMaps {
@@ -84,25 +83,10 @@ struct Item {
   int32_t first_tile, last_tile;
 };
 
-// Where the positions of an item's sequence are: before `context` in the cache,
-// from there to `total` in the new rows; before `begin` nobody looks.
-struct Source {
-  int32_t seq, kv_head, begin, context, total;
-  int32_t new_rows;  // position + new_rows is its row in the matrices
-};
-
-// What the warp that finds work tells the one that copies values.
-struct Work {
-  Source source;
-  int32_t first_tile, last_tile;  // last_tile < 0: no more work
-};
-
 struct Pipeline {
-  uint64_t work_full, work_empty;
   uint64_t item_full, item_empty;  // the item and its queries
   uint64_t key_full[kStages], key_empty[kStages];
   uint64_t value_full[kStages], value_empty[kStages];
-  Work work;
   Item item;
 };
 
