@@ -36,6 +36,16 @@ __device__ __forceinline__ void LoadMatrix4Transposed(uint32_t (&r)[4],
       : "memory");
 }
 
+// Transposes an 8x8 matrix of 16-bit elements, row lane / 4 and columns lane % 4
+// * 2 and the next one in each lane.
+__device__ __forceinline__ uint32_t TransposeMatrix(uint32_t x) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
+               : "=r"(y)
+               : "r"(x));
+  return y;
+}
+
 // c[16x8] += a[16x16] b[16x8], bf16 operands, fp32 accumulators. With g = lane
 // / 4 and t = lane % 4: a = rows {g, g+8, g, g+8}, columns {2t, 2t, 2t+8, 2t+8}
 // and the next one; b = rows {2t, 2t+8} and the next one, column g; c = rows
