@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/backends.h"
 #include "kernels/cuda_common.h"
 #include "kernels/cuda_paging.h"
@@ -10,6 +12,8 @@ using namespace switchyard::cuda;
 constexpr int kThreads = 128;
 constexpr int kTileRows = 64;
 constexpr int kMaxKernel = 8;
+// What the executor leaves to ops.
+constexpr int64_t kScratchBytes = int64_t{32} << 20;
 
 struct ConvParams {
   const int32_t* token_offsets;
@@ -17,7 +21,7 @@ struct ConvParams {
   SlotTable state;
   const float* weight;
   const float* bias;
-  int64_t channels;
+  int64_t first_channel, end_channel;
   bool silu;
 };
 
@@ -25,6 +29,23 @@ __device__ __forceinline__ float* StateOf(const ConvParams& p, int32_t seq) {
   return reinterpret_cast<float*>(p.state.arena +
                                   int64_t{p.state.ids[seq]} * kCacheUnitBytes +
                                   p.state.offset);
+}
+
+// Silu without the division's slow path, which an input far below 0 would take.
+__device__ __forceinline__ float FastSilu(float x) {
+  return __fdividef(x, 1.0f + __expf(-x));
+}
+
+// The state of Width adjacent channels, oldest input first.
+template <int K, int Width>
+__device__ __forceinline__ void LoadState(const float* state, int64_t channel,
+                                          float (&past)[K - 1][Width]) {
+#pragma unroll
+  for (int i = 0; i < Width; ++i) {
+#pragma unroll
+    for (int j = 0; j < K - 1; ++j)
+      past[j][i] = state[(channel + i) * (K - 1) + j];
+  }
 }
 
 // Taps of Width adjacent channels: weights, bias, and the last inputs.
@@ -42,15 +63,6 @@ struct Taps {
       for (int j = 0; j < K; ++j)
         weight[i][j] = p.weight[(channel + i) * K + j];
       bias[i] = p.bias == nullptr ? 0.0f : p.bias[channel + i];
-    }
-  }
-  __device__ __forceinline__ void LoadState(const float* state,
-                                            int64_t channel) {
-#pragma unroll
-    for (int i = 0; i < Width; ++i) {
-#pragma unroll
-      for (int j = 0; j < K - 1; ++j)
-        past[j][i] = state[(channel + i) * (K - 1) + j];
     }
   }
   __device__ __forceinline__ void StoreState(float* state,
@@ -71,7 +83,7 @@ struct Taps {
 #pragma unroll
       for (int j = 0; j < K - 1; ++j) y += weight[i][j] * past[j][i];
       y += weight[i][K - 1] * x[i];
-      out[i] = silu ? Silu(y) : y;
+      out[i] = silu ? FastSilu(y) : y;
 #pragma unroll
       for (int j = 0; j + 1 < K - 1; ++j) past[j][i] = past[j + 1][i];
       past[K - 2][i] = x[i];
@@ -86,14 +98,14 @@ __global__ void __launch_bounds__(kThreads)
   GridTrigger();
   const int64_t channel =
       (int64_t{blockIdx.x} * kThreads + threadIdx.x) * Width;
-  const bool inside = channel < p.channels;
+  const bool inside = channel < p.end_channel;
   Taps<K, Width> taps;
   if (inside) taps.LoadWeights(p, channel);
   GridWait();
   if (!inside) return;
   const int32_t seq = blockIdx.y;
   float* state = StateOf(p, seq);
-  taps.LoadState(state, channel);
+  LoadState<K>(state, channel, taps.past);
   float input[Width], output[Width];
   Load<Width>(RowOf<T>(x, seq) + channel, input);
   taps.Push(input, p.silu, output);
@@ -102,23 +114,31 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Saves the K - 1 inputs before every tile of rows, since `out` may be x and
-// the states are replaced. before: [tiles, K - 1, channels]. Block (chunk of
-// channels, tile).
-template <typename T, int K>
+// the states are replaced. before: [tiles, K - 1, end_channel - first_channel].
+// Block (chunk of channels, tile).
+template <typename T, int K, int Width>
 __global__ void __launch_bounds__(kThreads)
     SaveKernel(const ConvParams p, MatrixView x, float* before) {
   GridTrigger();
   GridWait();
   const RowTile tile =
       FindTile(p.token_offsets, p.first_seq, p.num_seqs, kTileRows, blockIdx.y);
-  const int64_t channel = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (tile.rows == 0 || channel >= p.channels) return;
+  const int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * Width;
+  const int64_t channel = p.first_channel + at;
+  if (tile.rows == 0 || channel >= p.end_channel) return;
+  const int64_t channels = p.end_channel - p.first_channel;
+  float past[K - 1][Width];
+  if (tile.index == 0) {
+    LoadState<K>(StateOf(p, tile.seq), channel, past);
+  } else {
 #pragma unroll
-  for (int j = 0; j < K - 1; ++j) {
-    before[(int64_t{blockIdx.y} * (K - 1) + j) * p.channels + channel] =
-        tile.index == 0 ? StateOf(p, tile.seq)[channel * (K - 1) + j]
-                        : ToFloat(RowOf<T>(x, tile.row - (K - 1) + j)[channel]);
+    for (int j = 0; j < K - 1; ++j)
+      Load<Width>(RowOf<T>(x, tile.row - (K - 1) + j) + channel, past[j]);
   }
+#pragma unroll
+  for (int j = 0; j < K - 1; ++j)
+    Store<Width>(before + (int64_t{blockIdx.y} * (K - 1) + j) * channels + at,
+                 past[j]);
 }
 
 // Block (chunk of channels, tile of rows).
@@ -126,27 +146,43 @@ template <typename T, int K, int Width>
 __global__ void __launch_bounds__(kThreads)
     ScanKernel(const ConvParams p, MatrixView x, MatrixView out,
                const float* before) {
+  // Rows in flight: they are all read before the first is written, which the
+  // compiler could not do by itself where `out` is x.
+  constexpr int kAhead = 8;
   GridTrigger();
-  const int64_t channel =
-      (int64_t{blockIdx.x} * kThreads + threadIdx.x) * Width;
-  const bool inside = channel < p.channels;
+  const int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * Width;
+  const int64_t channel = p.first_channel + at;
+  const bool inside = channel < p.end_channel;
   Taps<K, Width> taps;
   if (inside) taps.LoadWeights(p, channel);
   GridWait();
   const RowTile tile =
       FindTile(p.token_offsets, p.first_seq, p.num_seqs, kTileRows, blockIdx.y);
   if (tile.rows == 0 || !inside) return;
+  const int64_t channels = p.end_channel - p.first_channel;
 #pragma unroll
   for (int j = 0; j < K - 1; ++j)
-    Load<Width>(
-        before + (int64_t{blockIdx.y} * (K - 1) + j) * p.channels + channel,
-        taps.past[j]);
-#pragma unroll 4
-  for (int r = 0; r < tile.rows; ++r) {
-    float input[Width], output[Width];
-    Load<Width>(RowOf<T>(x, tile.row + r) + channel, input);
-    taps.Push(input, p.silu, output);
-    Store<Width>(RowOf<T>(out, tile.row + r) + channel, output);
+    Load<Width>(before + (int64_t{blockIdx.y} * (K - 1) + j) * channels + at,
+                taps.past[j]);
+  const T* from = RowOf<T>(x, tile.row) + channel;
+  T* to = RowOf<T>(out, tile.row) + channel;
+  for (int first = 0; first < tile.rows; first += kAhead) {
+    Pack<T, Width> rows[kAhead];
+#pragma unroll
+    for (int r = 0; r < kAhead; ++r) {
+      if (first + r < tile.rows)
+        rows[r] = *reinterpret_cast<const Pack<T, Width>*>(
+            from + (first + r) * x.row_stride);
+    }
+#pragma unroll
+    for (int r = 0; r < kAhead; ++r) {
+      if (first + r >= tile.rows) break;
+      float input[Width], output[Width];
+#pragma unroll
+      for (int i = 0; i < Width; ++i) input[i] = ToFloat(rows[r].item[i]);
+      taps.Push(input, p.silu, output);
+      Store<Width>(to + (first + r) * out.row_stride, output);
+    }
   }
   if (tile.row + tile.rows == p.token_offsets[tile.seq + 1])
     taps.StoreState(StateOf(p, tile.seq), channel);
@@ -155,32 +191,55 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T, int K, int Width>
 absl::Status Run(const OpContext& context, const CausalConvArgs& args) {
   const VarlenBatch& batch = args.batch;
-  ConvParams params = {batch.token_offsets, batch.num_decodes, batch.num_seqs,
-                       args.state,          args.weight,       args.bias,
-                       args.x.cols,         args.silu};
-  const unsigned chunks =
-      static_cast<unsigned>(CeilDiv(args.x.cols, kThreads * Width));
+  ConvParams params = {batch.token_offsets,
+                       batch.num_decodes,
+                       batch.num_seqs,
+                       args.state,
+                       args.weight,
+                       args.bias,
+                       0,
+                       args.x.cols,
+                       args.silu};
+  const auto chunks = [&params] {
+    return static_cast<unsigned>(
+        CeilDiv(params.end_channel - params.first_channel, kThreads * Width));
+  };
   if (batch.num_decodes > 0) {
-    SY_RETURN_IF_ERROR(Launch(context, "CausalConv (step)",
-                              StepKernel<T, K, Width>,
-                              {dim3(chunks, batch.num_decodes), dim3(kThreads)},
-                              params, args.x, args.out));
+    SY_RETURN_IF_ERROR(
+        Launch(context, "CausalConv (step)", StepKernel<T, K, Width>,
+               {dim3(chunks(), batch.num_decodes), dim3(kThreads)}, params,
+               args.x, args.out));
   }
   if (batch.num_decodes == batch.num_seqs) return absl::OkStatus();
   const int64_t num_tiles =
       NumTiles(batch.num_tokens - batch.num_decodes,
                batch.num_seqs - batch.num_decodes, kTileRows);
+  // As many channels at a time as the scratch takes.
+  const int64_t channel_bytes = num_tiles * (K - 1) * sizeof(float);
+  const int64_t step =
+      kScratchBytes / channel_bytes / (kThreads * Width) * (kThreads * Width);
+  if (step == 0) {
+    return absl::UnimplementedError(absl::StrCat(
+        "CausalConv: ", batch.num_tokens, " tokens of ", batch.num_seqs,
+        " sequences in one call on CUDA: more than ", kScratchBytes,
+        " bytes of scratch take"));
+  }
   const int64_t mark = context.workspace->used();
-  float* before = reinterpret_cast<float*>(context.workspace->Allocate(
-      num_tiles * (K - 1) * args.x.cols * sizeof(float)));
+  float* before = reinterpret_cast<float*>(
+      context.workspace->Allocate(channel_bytes * std::min(step, args.x.cols)));
   context.workspace->Rewind(mark);
-  SY_RETURN_IF_ERROR(
-      Launch(context, "CausalConv (save)", SaveKernel<T, K>,
-             {dim3(CeilDiv(args.x.cols, kThreads), num_tiles), dim3(kThreads)},
-             params, args.x, before));
-  return Launch(context, "CausalConv", ScanKernel<T, K, Width>,
-                {dim3(chunks, num_tiles), dim3(kThreads)}, params, args.x,
-                args.out, before);
+  for (int64_t channel = 0; channel < args.x.cols; channel += step) {
+    params.first_channel = channel;
+    params.end_channel = std::min(channel + step, args.x.cols);
+    const LaunchShape shape{dim3(chunks(), static_cast<unsigned>(num_tiles)),
+                            dim3(kThreads)};
+    SY_RETURN_IF_ERROR(Launch(context, "CausalConv (save)",
+                              SaveKernel<T, K, Width>, shape, params, args.x,
+                              before));
+    SY_RETURN_IF_ERROR(Launch(context, "CausalConv", ScanKernel<T, K, Width>,
+                              shape, params, args.x, args.out, before));
+  }
+  return absl::OkStatus();
 }
 
 template <int K, typename F>

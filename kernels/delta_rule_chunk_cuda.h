@@ -1,14 +1,15 @@
 // The chunked delta rule in two kernels, and what the first hands the second.
 //
-// delta_rule_prepare_cuda.cu, a block per (chunk, value head), computes what
+// delta_rule_prepare_*cuda.cu, a block per (chunk, value head), compute what
 // does not depend on the state: with A, T = (I + A)^-1 and P as in
 // delta_rule_cpu_chunked.cc,
 //   W = T (beta exp(G) K),  U = T (beta V),  P.
-// delta_rule_scan_cuda.cu, a warp per 16 value columns of a head, goes through
-// the chunks in order with the state in registers, transposed:
-//   N^T = U^T - S^T W^T,  O^T = S^T Q^T + N^T P^T,  S^T = S^T d + N^T K.
-// There each product's left operand is what an earlier one left in the warp's
-// registers, and the right operands are common to all warps.
+// delta_rule_scan_cuda.cu, two warps per 16 value columns of a head, goes
+// through the chunks in order with the state in registers, transposed:
+//   N^T = U^T - S^T W^T,  S^T = S^T d + N^T K,  O^T = S^T Q^T + N^T P^T.
+// The first two are the first warp's, which others wait for; the outputs follow
+// in the second one. Each product's left operand is what an earlier one left in
+// the first warp's registers, and the right operands are common to all warps.
 //
 // All matrices are stored as blocks of 16 x 16 bf16 in the register layout of
 // mma.m16n8k16's A operand: lane 4g + t holds 16 bytes, the pairs of columns at

@@ -13,15 +13,16 @@ namespace {
 
 using cuda::AlignedTo;
 
-// From here on the longest prompt is worth the chunked form's two launches.
-constexpr int32_t kMinChunkedTokens = 16;
+// A chunk of 32 heads takes 18 us (gdn) or 24 us (kda) on an H100, a token of
+// the recurrence 1.8 or 2.5 us: from here on the longest prompt is worth it.
+constexpr int32_t kMinChunkedTokens = 10;
 
 // What the chunked kernels are written for.
 bool ChunksFit(const DeltaRuleArgs& args) {
-  return args.q.dtype == DType::kBF16 &&
-         args.key_dim == DeltaChunks::kDim &&
+  return args.q.dtype == DType::kBF16 && args.key_dim == DeltaChunks::kDim &&
          args.value_dim == DeltaChunks::kDim && AlignedTo(args.q, 16) &&
          AlignedTo(args.k, 16) && AlignedTo(args.v, 16) &&
+         AlignedTo(args.out, 4) &&
          (args.decay == DecayKind::kPerHead ||
           args.num_key_heads == args.num_value_heads);
 }
@@ -32,9 +33,9 @@ absl::Status RunChunked(const OpContext& context, const DeltaRuleArgs& args,
   const int32_t* offsets = args.batch.host_token_offsets;
   const int32_t num_seqs = args.batch.num_seqs;
   const int64_t bytes_per_tile = DeltaChunks::BytesPerTile(args);
-  const int64_t all_tiles = cuda::NumTiles(
-      offsets[num_seqs] - offsets[first_seq], num_seqs - first_seq,
-      DeltaChunks::kTokens);
+  const int64_t all_tiles =
+      cuda::NumTiles(offsets[num_seqs] - offsets[first_seq],
+                     num_seqs - first_seq, DeltaChunks::kTokens);
   const int64_t max_tiles =
       std::min(all_tiles, DeltaChunks::kScratchBytes / bytes_per_tile);
   if (max_tiles == 0) {
@@ -90,10 +91,10 @@ absl::Status RunChunked(const OpContext& context, const DeltaRuleArgs& args,
 absl::Status DeltaRuleCuda(const OpContext& context,
                            const DeltaRuleArgs& args) {
   const VarlenBatch& batch = args.batch;
-  const bool wanted = args.algorithm == DeltaRuleAlgorithm::kChunked ||
-                      (args.algorithm == DeltaRuleAlgorithm::kAuto &&
-                       !context.batch_invariant &&
-                       batch.max_new_tokens >= kMinChunkedTokens);
+  const bool wanted =
+      args.algorithm == DeltaRuleAlgorithm::kChunked ||
+      (args.algorithm == DeltaRuleAlgorithm::kAuto &&
+       !context.batch_invariant && batch.max_new_tokens >= kMinChunkedTokens);
   if (!wanted || batch.num_decodes == batch.num_seqs || !ChunksFit(args))
     return DeltaRuleRecurrent(context, args, 0, batch.num_seqs);
   if (batch.num_decodes > 0)

@@ -12,8 +12,8 @@ constexpr int kTokens = DeltaChunks::kTokens;
 constexpr int kDim = DeltaChunks::kDim;
 constexpr int kTokenBlocks = DeltaChunks::kTokenBlocks;
 constexpr int kDimBlocks = DeltaChunks::kDimBlocks;
-constexpr int kStages = 3;
-constexpr int kColumns = 16;  // of a warp
+constexpr int kColumns = 16;  // of a pair of warps
+constexpr int kHandOvers = 2;
 
 struct ScanParams {
   DeltaChunks chunks;
@@ -24,21 +24,31 @@ struct ScanParams {
 };
 
 // One chunk in shared memory.
-template <int Warps>
+template <int Pairs>
 struct Stage {
   uint4 w[kTokenBlocks][kDimBlocks][kWarpSize];
   uint4 p[kTokenBlocks * (kTokenBlocks + 1) / 2][kWarpSize];
   uint4 q[kTokenBlocks][kDimBlocks][kWarpSize];
   uint4 k[kDimBlocks][kTokenBlocks][kWarpSize];
-  uint4 u[Warps][kTokenBlocks][kWarpSize];
+  uint4 u[Pairs][kTokenBlocks][kWarpSize];
   float scale[DeltaChunks::kScaleFloats];
 };
 
-template <int Warps>
+// What a pair's first warp hands its second: operands that it needed itself.
+struct HandOver {
+  uint4 s[kDimBlocks][kWarpSize];    // S^T before the chunk
+  uint4 n[kTokenBlocks][kWarpSize];  // N^T
+};
+
+template <int Pairs>
 struct Shared {
-  Stage<Warps> stages[kStages];
+  static constexpr int kStages = Pairs <= 2 ? 3 : 2;
+  Stage<Pairs> stages[kStages];
+  HandOver hand_overs[Pairs][kHandOvers];
   uint64_t full[kStages];
   uint64_t empty[kStages];
+  uint64_t handed[Pairs][kHandOvers];
+  uint64_t taken[Pairs][kHandOvers];
 };
 
 // d += a * b^T for a 16 x 16 block b; d are the accumulators of b's rows 0-7
@@ -50,14 +60,18 @@ __device__ __forceinline__ void MultiplyBlock(const uint32_t (&a)[4],
   Mma(high, a[0], a[1], a[2], a[3], b.y, b.w);
 }
 
+__device__ __forceinline__ void MultiplyBlock(const uint4& a, const uint4& b,
+                                              float (&low)[4],
+                                              float (&high)[4]) {
+  const uint32_t words[4] = {a.x, a.y, a.z, a.w};
+  MultiplyBlock(words, b, low, high);
+}
+
 // Two adjacent accumulators as an A operand.
-__device__ __forceinline__ void PackOperand(const float (&low)[4],
-                                            const float (&high)[4],
-                                            uint32_t (&a)[4]) {
-  a[0] = PackBf16(low[0], low[1]);
-  a[1] = PackBf16(low[2], low[3]);
-  a[2] = PackBf16(high[0], high[1]);
-  a[3] = PackBf16(high[2], high[3]);
+__device__ __forceinline__ uint4 PackOperand(const float (&low)[4],
+                                             const float (&high)[4]) {
+  return make_uint4(PackBf16(low[0], low[1]), PackBf16(low[2], low[3]),
+                    PackBf16(high[0], high[1]), PackBf16(high[2], high[3]));
 }
 
 // Multiplies the columns of a transposed [16, 64] accumulator by scale[64].
@@ -71,32 +85,30 @@ __device__ __forceinline__ void ScaleTokens(float (&x)[2 * kTokenBlocks][4],
   }
 }
 
-// The warp's part of one chunk: rows are 16 value columns from `column` on,
-// s[i] holds channels 8i..8i+7. `out` is the first row's element at `column`.
-template <bool PerChannel, typename O, int Warps>
-__device__ __forceinline__ void RunChunk(const Stage<Warps>& stage, int warp,
-                                         int32_t num_tokens, O* out,
-                                         int64_t out_stride,
-                                         float (&s)[2 * kDimBlocks][4]) {
-  const int lane = threadIdx.x % kWarpSize;
-  const int row = lane / 4, pair = lane % 4 * 2;
-  float n[2 * kTokenBlocks][4] = {}, o[2 * kTokenBlocks][4] = {};
+// The first warp's part of a chunk: N, and the state after it. Rows are 16
+// value columns; s[i] holds channels 8i..8i+7. Calls handed_over() once
+// `to_second` is written.
+template <bool PerChannel, int Pairs, typename F>
+__device__ __forceinline__ void AdvanceState(const Stage<Pairs>& stage,
+                                             int pair_index,
+                                             HandOver& to_second,
+                                             float (&s)[2 * kDimBlocks][4],
+                                             F&& handed_over) {
+  const int lane = threadIdx.x % kWarpSize, pair = lane % 4 * 2;
+  // N^T = U^T - S^T W^T
+  float n[2 * kTokenBlocks][4] = {};
 #pragma unroll
   for (int c = 0; c < kDimBlocks; ++c) {
-    uint32_t a[4];
-    PackOperand(s[2 * c], s[2 * c + 1], a);
+    const uint4 a = PackOperand(s[2 * c], s[2 * c + 1]);
+    to_second.s[c][lane] = a;
 #pragma unroll
-    for (int r = 0; r < kTokenBlocks; ++r) {
+    for (int r = 0; r < kTokenBlocks; ++r)
       MultiplyBlock(a, stage.w[r][c][lane], n[2 * r], n[2 * r + 1]);
-      MultiplyBlock(a, stage.q[r][c][lane], o[2 * r], o[2 * r + 1]);
-    }
   }
-  if constexpr (!PerChannel) ScaleTokens(o, &stage.scale[0]);
-
-  // N^T = U^T - S^T W^T
+  uint4 a[kTokenBlocks];
 #pragma unroll
   for (int r = 0; r < kTokenBlocks; ++r) {
-    const uint4 u = stage.u[warp][r][lane];
+    const uint4 u = stage.u[pair_index][r][lane];
     const float2 u0 = UnpackBf16(u.x), u1 = UnpackBf16(u.y),
                  u2 = UnpackBf16(u.z), u3 = UnpackBf16(u.w);
     float(&low)[4] = n[2 * r], (&high)[4] = n[2 * r + 1];
@@ -104,19 +116,11 @@ __device__ __forceinline__ void RunChunk(const Stage<Warps>& stage, int warp,
     low[2] = u1.x - low[2], low[3] = u1.y - low[3];
     high[0] = u2.x - high[0], high[1] = u2.y - high[1];
     high[2] = u3.x - high[2], high[3] = u3.y - high[3];
+    a[r] = PackOperand(low, high);
+    to_second.n[r][lane] = a[r];
   }
-  uint32_t a[kTokenBlocks][4];
-#pragma unroll
-  for (int r = 0; r < kTokenBlocks; ++r) PackOperand(n[2 * r], n[2 * r + 1], a[r]);
-
-  // O^T += N^T P^T
-#pragma unroll
-  for (int j = 0; j < kTokenBlocks; ++j) {
-#pragma unroll
-    for (int r = j; r < kTokenBlocks; ++r)
-      MultiplyBlock(a[j], stage.p[r * (r + 1) / 2 + j][lane], o[2 * r],
-                    o[2 * r + 1]);
-  }
+  __syncwarp();
+  handed_over();
 
   // S^T = S^T d + N^T K
   if constexpr (PerChannel) {
@@ -135,7 +139,8 @@ __device__ __forceinline__ void RunChunk(const Stage<Warps>& stage, int warp,
     }
     ScaleTokens(n, &stage.scale[kTokens]);
 #pragma unroll
-    for (int r = 0; r < kTokenBlocks; ++r) PackOperand(n[2 * r], n[2 * r + 1], a[r]);
+    for (int r = 0; r < kTokenBlocks; ++r)
+      a[r] = PackOperand(n[2 * r], n[2 * r + 1]);
   }
 #pragma unroll
   for (int r = 0; r < kTokenBlocks; ++r) {
@@ -143,28 +148,72 @@ __device__ __forceinline__ void RunChunk(const Stage<Warps>& stage, int warp,
     for (int c = 0; c < kDimBlocks; ++c)
       MultiplyBlock(a[r], stage.k[c][r][lane], s[2 * c], s[2 * c + 1]);
   }
+}
 
+// The second warp's part: O^T = S^T Q^T + N^T P^T. `out` is the first row's
+// element at the pair's first column.
+template <bool PerChannel, typename O, int Pairs>
+__device__ __forceinline__ void WriteOutputs(const Stage<Pairs>& stage,
+                                             const HandOver& from_first,
+                                             int32_t num_tokens, O* out,
+                                             int64_t out_stride) {
+  const int lane = threadIdx.x % kWarpSize;
+  const int row = lane / 4, pair = lane % 4 * 2;
+  float o[2 * kTokenBlocks][4] = {};
 #pragma unroll
-  for (int i = 0; i < 2 * kTokenBlocks; ++i) {
+  for (int c = 0; c < kDimBlocks; ++c) {
+    const uint4 a = from_first.s[c][lane];
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int token = i * 8 + pair + j;
-      if (token < num_tokens) {
-        O* to = out + token * out_stride + row;
-        to[0] = FromFloat<O>(o[i][j]);
-        to[8] = FromFloat<O>(o[i][j + 2]);
+    for (int r = 0; r < kTokenBlocks; ++r)
+      MultiplyBlock(a, stage.q[r][c][lane], o[2 * r], o[2 * r + 1]);
+  }
+  if constexpr (!PerChannel) ScaleTokens(o, &stage.scale[0]);
+#pragma unroll
+  for (int j = 0; j < kTokenBlocks; ++j) {
+    const uint4 a = from_first.n[j][lane];
+#pragma unroll
+    for (int r = j; r < kTokenBlocks; ++r)
+      MultiplyBlock(a, stage.p[r * (r + 1) / 2 + j][lane], o[2 * r],
+                    o[2 * r + 1]);
+  }
+  if constexpr (sizeof(O) == 2) {
+#pragma unroll
+    for (int i = 0; i < 2 * kTokenBlocks; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const uint32_t values =
+            TransposeMatrix(PackBf16(o[i][2 * j], o[i][2 * j + 1]));
+        const int token = i * 8 + row;
+        if (token < num_tokens)
+          *reinterpret_cast<uint32_t*>(out + token * out_stride + j * 8 +
+                                       pair) = values;
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2 * kTokenBlocks; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int token = i * 8 + pair + j;
+        if (token < num_tokens) {
+          O* to = out + token * out_stride + row;
+          to[0] = FromFloat<O>(o[i][j]);
+          to[8] = FromFloat<O>(o[i][j + 2]);
+        }
       }
     }
   }
 }
 
-// Block (slice of columns, value head, sequence).
-template <bool PerChannel, typename O, int Warps>
-__global__ void __launch_bounds__((Warps + 1) * kWarpSize, 1)
+// Block (slice of columns, value head, sequence). Warps 0 .. Pairs - 1 are the
+// pairs' first, then come the second ones, then the one that fetches.
+template <bool PerChannel, typename O, int Pairs>
+__global__ void __launch_bounds__((2 * Pairs + 1) * kWarpSize, 1)
     ScanKernel(const ScanParams p) {
   extern __shared__ __align__(128) std::byte shared_bytes[];
-  auto& shared = *reinterpret_cast<Shared<Warps>*>(shared_bytes);
-  constexpr int kSlices = kDim / (Warps * kColumns);
+  auto& shared = *reinterpret_cast<Shared<Pairs>*>(shared_bytes);
+  constexpr int kStages = Shared<Pairs>::kStages;
+  constexpr int kSlices = kDim / (Pairs * kColumns);
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int32_t slice = blockIdx.x % kSlices;
   const int32_t head = blockIdx.x / kSlices % p.num_value_heads;
@@ -174,7 +223,13 @@ __global__ void __launch_bounds__((Warps + 1) * kWarpSize, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       InitBarrier(&shared.full[i], 1);
-      InitBarrier(&shared.empty[i], Warps);
+      InitBarrier(&shared.empty[i], 2 * Pairs);
+    }
+    for (int pair = 0; pair < Pairs; ++pair) {
+      for (int i = 0; i < kHandOvers; ++i) {
+        InitBarrier(&shared.handed[pair][i], 1);
+        InitBarrier(&shared.taken[pair][i], 1);
+      }
     }
     FenceBarrierInit();
   }
@@ -183,28 +238,29 @@ __global__ void __launch_bounds__((Warps + 1) * kWarpSize, 1)
 
   // The sequence's tiles in this launch, relative to the launch's first.
   const int32_t begin = p.token_offsets[seq], end = p.token_offsets[seq + 1];
-  const int32_t seq_tile = (begin - p.token_offsets[p.chunks.first_seq]) / kTokens +
-                           (seq - p.chunks.first_seq) - p.chunks.first_tile;
+  const int32_t seq_tile =
+      (begin - p.token_offsets[p.chunks.first_seq]) / kTokens +
+      (seq - p.chunks.first_seq) - p.chunks.first_tile;
   const int32_t first = max(seq_tile, 0);
-  const int32_t last = min(seq_tile + (end - begin + kTokens - 1) / kTokens,
-                           p.chunks.num_tiles);
+  const int32_t last =
+      min(seq_tile + (end - begin + kTokens - 1) / kTokens, p.chunks.num_tiles);
   if (first >= last) return;
 
-  if (warp == Warps) {
+  if (warp == 2 * Pairs) {
     if (lane != 0) return;
     const int32_t key_head = head / (p.num_value_heads / p.num_key_heads);
     for (int32_t tile = first; tile < last; ++tile) {
       const int turn = tile - first, at = turn % kStages;
       if (turn >= kStages)
         WaitBarrier(&shared.empty[at], (turn / kStages - 1) % 2);
-      Stage<Warps>& stage = shared.stages[at];
+      Stage<Pairs>& stage = shared.stages[at];
       uint64_t* full = &shared.full[at];
       const std::byte* of_head =
-          p.chunks.heads + (int64_t{tile} * p.num_value_heads + head) *
-                               DeltaChunks::kHeadBytes;
+          p.chunks.heads +
+          (int64_t{tile} * p.num_value_heads + head) * DeltaChunks::kHeadBytes;
       const std::byte* of_key =
-          p.chunks.keys + (int64_t{tile} * p.num_key_heads + key_head) *
-                              DeltaChunks::kKeyBytes;
+          p.chunks.keys +
+          (int64_t{tile} * p.num_key_heads + key_head) * DeltaChunks::kKeyBytes;
       constexpr int kWP = DeltaChunks::kWBytes + DeltaChunks::kPBytes;
       constexpr int kSliceBytes = sizeof(stage.u);
       ArriveExpect(full, kWP + DeltaChunks::kKeyBytes + kSliceBytes +
@@ -220,7 +276,29 @@ __global__ void __launch_bounds__((Warps + 1) * kWarpSize, 1)
     return;
   }
 
-  const int32_t column = (slice * Warps + warp) * kColumns;
+  const int pair_index = warp % Pairs;
+  const int32_t column = (slice * Pairs + pair_index) * kColumns;
+  if (warp >= Pairs) {
+    for (int32_t tile = first; tile < last; ++tile) {
+      const int turn = tile - first, at = turn % kStages;
+      const int hand = turn % kHandOvers;
+      const int32_t token = begin + (tile - seq_tile) * kTokens;
+      WaitBarrier(&shared.full[at], turn / kStages % 2);
+      WaitBarrier(&shared.handed[pair_index][hand], turn / kHandOvers % 2);
+      WriteOutputs<PerChannel, O>(
+          shared.stages[at], shared.hand_overs[pair_index][hand],
+          min(kTokens, end - token),
+          RowOf<O>(p.out, token) + int64_t{head} * kDim + column,
+          p.out.row_stride);
+      __syncwarp();
+      if (lane == 0) {
+        Arrive(&shared.taken[pair_index][hand]);
+        Arrive(&shared.empty[at]);
+      }
+    }
+    return;
+  }
+
   const int row = lane / 4, pair = lane % 4 * 2;
   float* state =
       reinterpret_cast<float*>(p.state.arena +
@@ -236,12 +314,15 @@ __global__ void __launch_bounds__((Warps + 1) * kWarpSize, 1)
   }
   for (int32_t tile = first; tile < last; ++tile) {
     const int turn = tile - first, at = turn % kStages;
-    const int32_t token = begin + (tile - seq_tile) * kTokens;
+    const int hand = turn % kHandOvers;
+    if (turn >= kHandOvers)
+      WaitBarrier(&shared.taken[pair_index][hand], (turn / kHandOvers - 1) % 2);
     WaitBarrier(&shared.full[at], turn / kStages % 2);
-    RunChunk<PerChannel, O>(
-        shared.stages[at], warp, min(kTokens, end - token),
-        RowOf<O>(p.out, token) + int64_t{head} * kDim + column,
-        p.out.row_stride, s);
+    AdvanceState<PerChannel>(shared.stages[at], pair_index,
+                             shared.hand_overs[pair_index][hand], s, [&] {
+                               if (lane == 0)
+                                 Arrive(&shared.handed[pair_index][hand]);
+                             });
     __syncwarp();
     if (lane == 0) Arrive(&shared.empty[at]);
   }
@@ -253,19 +334,20 @@ __global__ void __launch_bounds__((Warps + 1) * kWarpSize, 1)
   }
 }
 
-template <bool PerChannel, typename O, int Warps>
+template <bool PerChannel, typename O, int Pairs>
 absl::Status LaunchScan(const OpContext& context, const ScanParams& params) {
-  constexpr int kSlices = kDim / (Warps * kColumns);
-  const int64_t blocks = int64_t{params.chunks.end_seq - params.chunks.first_seq} *
-                         params.num_value_heads * kSlices;
-  return Launch(context, "DeltaRule (scan)", ScanKernel<PerChannel, O, Warps>,
-                {dim3(blocks), dim3((Warps + 1) * kWarpSize),
-                 int64_t{sizeof(Shared<Warps>)}},
+  constexpr int kSlices = kDim / (Pairs * kColumns);
+  const int64_t blocks =
+      int64_t{params.chunks.end_seq - params.chunks.first_seq} *
+      params.num_value_heads * kSlices;
+  return Launch(context, "DeltaRule (scan)", ScanKernel<PerChannel, O, Pairs>,
+                {dim3(blocks), dim3((2 * Pairs + 1) * kWarpSize),
+                 int64_t{sizeof(Shared<Pairs>)}},
                 params);
 }
 
 template <bool PerChannel, typename O>
-absl::Status DispatchWarps(const OpContext& context, const ScanParams& params) {
+absl::Status DispatchPairs(const OpContext& context, const ScanParams& params) {
   // Narrow slices while there are SMs for them.
   const int64_t heads =
       int64_t{params.chunks.end_seq - params.chunks.first_seq} *
@@ -289,8 +371,8 @@ absl::Status DeltaRuleScan(const OpContext& context, const DeltaRuleArgs& args,
   return DispatchActivation(args.out.dtype, "DeltaRule", [&](auto tag) {
     using O = typename decltype(tag)::type;
     return args.decay == DecayKind::kPerChannel
-               ? DispatchWarps<true, O>(context, params)
-               : DispatchWarps<false, O>(context, params);
+               ? DispatchPairs<true, O>(context, params)
+               : DispatchPairs<false, O>(context, params);
   });
 }
 
