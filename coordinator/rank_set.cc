@@ -13,9 +13,11 @@ namespace {
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(200);
 constexpr absl::Duration kProgressTimeout = absl::Seconds(2);
 
-// Of a process that is busy or about to end.
+// Of a process that is busy or about to end: a gRPC server that shuts down
+// cancels the calls that still reach it.
 bool IsPassing(const absl::Status& status) {
-  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
+         absl::IsCancelled(status);
 }
 
 }  // namespace
