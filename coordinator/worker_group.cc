@@ -95,7 +95,7 @@ class WorkerGroupImpl final : public WorkerGroup {
                echo_.ok() == has_echo;
       };
       if (mutex_.AwaitWithDeadline(absl::Condition(&changed), wake)) continue;
-      const absl::Status why = has_echo ? echo_ : Overdue();
+      const absl::Status why = has_echo ? Explained(echo_) : Overdue();
       lock.Release();
       return Lose(why);
     }
@@ -299,6 +299,8 @@ class WorkerGroupImpl final : public WorkerGroup {
         if (MayBeAnEcho(result.code())) {
           if (echo_.ok()) {
             echo_ = failure;
+            echo_is_wait_ = static_cast<absl::StatusCode>(result.code()) ==
+                            absl::StatusCode::kDeadlineExceeded;
             echo_time_ = absl::Now();
           }
           return;
@@ -327,21 +329,36 @@ class WorkerGroupImpl final : public WorkerGroup {
                                             : std::string(status.message())))));
   }
 
-  // The missed deadline of the oldest step, naming who has not answered.
-  absl::Status Overdue() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+  // `status`, blaming the ranks that have said nothing of the oldest step,
+  // good or bad; as it is when there are none.
+  absl::Status BlameSilent(const absl::Status& status) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const Step& step = in_flight_.front();
     std::vector<std::string> silent;
     size_t last_silent = 0;
     for (size_t r = 0; r < ranks_.size(); ++r) {
-      if (step.results[r].has_value()) continue;
+      if (step.results[r].has_value() || reported_error_[r]) continue;
       silent.push_back(ranks_.Name(r));
       last_silent = r;
     }
-    const absl::Status overdue = absl::UnavailableError(
-        absl::StrCat("step ", step.step_id, " missed its deadline of ",
-                     absl::FormatDuration(options_.step_timeout),
-                     "; no answer from ", absl::StrJoin(silent, ", ")));
-    return silent.size() == 1 ? OfRank(last_silent, overdue) : overdue;
+    if (silent.empty()) return status;
+    const absl::Status blaming = absl::UnavailableError(absl::StrCat(
+        status.message(), "; no answer from ", absl::StrJoin(silent, ", ")));
+    return silent.size() == 1 ? OfRank(last_silent, blaming) : blaming;
+  }
+
+  // The missed deadline of the oldest step.
+  absl::Status Overdue() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return BlameSilent(absl::UnavailableError(absl::StrCat(
+        "step ", in_flight_.front().step_id, " missed its deadline of ",
+        absl::FormatDuration(options_.step_timeout))));
+  }
+
+  // An echo whose cause has sent no news. Ranks that waited in vain for a peer
+  // give up together: who has not, is the one they waited for.
+  absl::Status Explained(const absl::Status& echo) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return echo_is_wait_ ? BlameSilent(echo) : echo;
   }
 
   // The end of the group; the first cause stands, and is returned.
@@ -407,6 +424,7 @@ class WorkerGroupImpl final : public WorkerGroup {
   absl::Status echo_
       ABSL_GUARDED_BY(mutex_);  // a failure that waits for its cause
   absl::Time echo_time_ ABSL_GUARDED_BY(mutex_);
+  bool echo_is_wait_ ABSL_GUARDED_BY(mutex_) = false;  // for a silent peer
 
   RankSet ranks_;  // last: its callbacks touch the rest until it is gone
 };

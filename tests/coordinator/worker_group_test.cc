@@ -296,6 +296,29 @@ TEST_F(WorkerGroupTest, ARankThatHangsMissesTheDeadline) {
   workers_.clear();  // before go_on
 }
 
+TEST_F(WorkerGroupTest, ASilentRankIsBlamedForItsPeersWait) {
+  absl::Notification go_on;
+  StartGroup(4);
+  for (int r = 0; r < 4; ++r) {
+    fakes_[r]->on_step = [r, &go_on](const v1::StepPlan& plan) {
+      if (plan.step_id() != 2) return absl::OkStatus();
+      if (r == 2) {
+        go_on.WaitForNotification();
+        return absl::OkStatus();
+      }
+      return absl::DeadlineExceededError("waited 1s: a peer is silent");
+    };
+  }
+  RunStep(1);
+  ASSERT_TRUE(group_->Submit(Plan(2)).ok());
+  EXPECT_FALSE(group_->NextResult().ok());
+  ExpectLost(*group_, {"step 2", "waited 1s",
+                       "no answer from rank 2 at " + options_.addresses[2]});
+  EXPECT_EQ(group_->health().GetPayload(kLostRankPayload), absl::Cord("2"));
+  go_on.Notify();
+  workers_.clear();  // before go_on
+}
+
 TEST_F(WorkerGroupTest, CommitsAPlacementOnEveryRank) {
   StartGroup(2);
   EXPECT_TRUE(group_->PreparePlacement(5, {"attention", "gdn"}).ok());
