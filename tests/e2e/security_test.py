@@ -6,6 +6,7 @@ import random
 import shutil
 import socket
 import ssl
+import subprocess
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ from switchyard.v1 import generation_pb2_grpc
 import http2
 import testing
 from certificates import Authority, credentials
-from server import Server, request
+from server import BINARY, Server, request
 
 API_TOKEN, ADMIN_TOKEN = "api-3f1c9a6b", "admin-97be21d4"
 SERVICES = {"generation": generation.DESCRIPTOR.services_by_name["GenerationService"],
@@ -122,6 +123,33 @@ class SecuredTest(Folder):
                                         if channel_credentials else grpc.insecure_channel(target)) as channel:
                     self.assertEqual(call(channel, methods[0], b"", metadata=[("authorization", f"Bearer {API_TOKEN}")]),
                                      grpc.StatusCode.UNAVAILABLE)
+
+    def cli(self, *arguments, target, token_file, identity=True):
+        """A command of the binary that reaches the server with files, as an operator would."""
+        files = ["--tls-ca", self.ours.cert, "--token-file", token_file]
+        if identity:
+            files += ["--tls-cert", self.identity[0], "--tls-key", self.identity[1]]
+        return subprocess.run([BINARY, *arguments, "--target", target, *files], capture_output=True, text=True, timeout=60,
+                              check=False)
+
+    def test_the_commands_reach_it_with_certificates_and_tokens(self):
+        expected = self.server.complete("She was", max_tokens=12)
+        said = self.cli("generate", "--prompt", "She was", "--temperature", "0", "--max-tokens", "12", "--quiet",
+                        target=self.server.target, token_file=self.api_tokens)
+        self.assertEqual((said.returncode, said.stdout.rstrip("\n")), (0, expected.text), said.stderr)
+        said = self.cli("placement", "get", target=self.server.admin_target, token_file=self.admin_tokens)
+        self.assertEqual(said.returncode, 0, said.stderr)
+        self.assertIn("epoch", said.stdout)
+
+    def test_the_commands_say_why_they_are_refused(self):
+        said = self.cli("placement", "get", target=self.server.admin_target, token_file=self.api_tokens)
+        self.assertEqual(said.returncode, 1)
+        self.assertIn("token", said.stderr)
+        said = self.cli("generate", "--prompt", "She was", target=self.server.target, token_file=self.api_tokens, identity=False)
+        self.assertEqual(said.returncode, 1)
+        self.assertIn(self.server.target, said.stderr)
+        for secret in [API_TOKEN, ADMIN_TOKEN]:
+            self.assertNotIn(secret, said.stderr)
 
     def test_no_certificate(self):
         self.refuses_connections(credentials(self.ours.cert))
