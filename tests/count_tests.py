@@ -1,13 +1,15 @@
-"""Sums the test.xml files below a folder, names what failed, and prints `N passed, N failed` as the last line.
+"""Sums the tests of a `bazel test` run, names what failed, and prints `N passed, N failed` as the last line.
 
-usage: count_tests.py TESTLOGS EXIT_CODE
+usage: count_tests.py EVENTS EXIT_CODE
 
+EVENTS is the run's --build_event_json_file: it names the results of this run and no others, those from a cache too.
 Exits with EXIT_CODE (Bazel's), or 1 if a test failed or none ran. A target that fails without a failed test in its
 XML (it crashed, timed out or did not build) counts as one failure.
 """
 
-import pathlib
+import json
 import sys
+import urllib.parse
 import xml.etree.ElementTree as ElementTree
 
 
@@ -23,20 +25,37 @@ def count(xml_path):
     return passed, failed
 
 
+def results(events_path):
+    """{target: (whether it passed, path of its test.xml or None)} of the run, by the last attempt of each."""
+    targets = {}
+    with open(events_path, encoding="utf-8") as events:
+        for line in events:
+            event = json.loads(line)
+            key, result = event["id"].get("testResult"), event.get("testResult")
+            if key is None or result is None:
+                continue
+            xml = next((urllib.parse.unquote(urllib.parse.urlparse(output["uri"]).path)
+                        for output in result.get("testActionOutput", []) if output["name"] == "test.xml"), None)
+            targets[(key["label"], key.get("run"), key.get("shard"))] = (result.get("status") == "PASSED", xml)
+    return targets
+
+
 def main():
-    logs, code = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+    events, code = sys.argv[1], int(sys.argv[2])
     passed, failed = 0, []
-    for path in sorted(logs.rglob("test.xml")) if sys.argv[1] else []:
+    for (label, *_), (target_passed, xml) in sorted(results(events).items()):
         try:
-            more_passed, more_failed = count(path)
-        except ElementTree.ParseError as error:
-            more_passed, more_failed = 0, [f"{path.parent.name}: {error}"]
+            more_passed, more_failed = count(xml) if xml else (0, [])
+        except (OSError, ElementTree.ParseError) as error:
+            more_passed, more_failed = 0, [str(error)]
+        if not target_passed and not more_failed:
+            more_failed = ["it crashed or timed out (see above)"]
         passed += more_passed
-        failed += [f"//{path.parent.relative_to(logs)}: {name}" for name in more_failed]
+        failed += [f"{label}: {name}" for name in more_failed]
     for name in failed:
         print(f"failed: {name}")
     if not failed and code not in (0, 4):
-        failed.append("a target did not build, crashed or timed out (see above)")
+        failed.append("a target did not build (see above)")
         print(f"failed: {failed[0]}")
     if not passed and not failed:
         print("no test ran")
