@@ -21,15 +21,39 @@ void Serialize(const v1::GenerateResponse& message, grpc::ByteBuffer* buffer) {
 
 }  // namespace
 
-GenerateStream::GenerateStream(Engine* engine, OpenStreams* open,
-                               std::string request_id)
-    : engine_(engine), open_(open) {
-  complete_.set_request_id(request_id);
-  chunk_.set_request_id(std::move(request_id));
+void GenerateStream::Start(EngineRequest request) {
+  {
+    absl::MutexLock lock(&mutex_);
+    complete_.set_request_id(request.request_id);
+    chunk_.set_request_id(request.request_id);
+  }
+  Engine* const engine = engine_;
+  const uint64_t handle = engine->Submit(std::move(request), this);
+  bool cancel = false;
+  Next next = Next::kNothing;
+  {
+    absl::MutexLock lock(&mutex_);
+    handle_ = handle;
+    is_starting_ = false;
+    cancel = is_cancelled_ && !ended_;
+    next = Advance();
+  }
+  // From here on the engine's last event may already have ended the call, and
+  // this object, unless there is something to do.
+  if (cancel) engine->Cancel(handle);
+  if (next != Next::kNothing) Do(next);
 }
 
-void GenerateStream::Start(EngineRequest request) {
-  handle_ = engine_->Submit(std::move(request), this);
+void GenerateStream::Refuse(const absl::Status& why) {
+  Next next = Next::kNothing;
+  {
+    absl::MutexLock lock(&mutex_);
+    is_starting_ = false;
+    ended_ = true;
+    status_ = why;
+    next = Advance();
+  }
+  Do(next);
 }
 
 void GenerateStream::OnAdmitted() {
@@ -84,23 +108,34 @@ void GenerateStream::OnError(const absl::Status& status) {
 void GenerateStream::OnWriteDone(bool ok) {
   Next next = Next::kNothing;
   bool cancel = false;
+  uint64_t handle = 0;
   {
     absl::MutexLock lock(&mutex_);
     is_writing_ = false;
+    handle = handle_;
     if (!ok) {
       cancel = !broken_ && !ended_;
       broken_ = true;
     }
     next = Advance();
   }
-  if (cancel) engine_->Cancel(handle_);
+  if (cancel) engine_->Cancel(handle);
   Do(next);
 }
 
-void GenerateStream::OnCancel() { engine_->Cancel(handle_); }
+void GenerateStream::OnCancel() {
+  uint64_t handle = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    is_cancelled_ = true;
+    if (is_starting_) return;  // Start sees it
+    handle = handle_;
+  }
+  if (handle != 0) engine_->Cancel(handle);
+}
 
 GenerateStream::Next GenerateStream::Advance() {
-  if (is_writing_) return Next::kNothing;
+  if (is_starting_ || is_writing_) return Next::kNothing;
   if (broken_) {
     has_pending_ = has_complete_ = false;
     if (!ended_) return Next::kNothing;

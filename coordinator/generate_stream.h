@@ -51,11 +51,19 @@ class OpenStreams {
 class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                              public RequestSink {
  public:
-  // `open` is borrowed.
-  GenerateStream(Engine* engine, OpenStreams* open, std::string request_id);
+  // Both are borrowed.
+  GenerateStream(Engine* engine, OpenStreams* open)
+      : engine_(engine), open_(open) {}
 
-  // Once, before gRPC gets the reactor.
-  void Start(EngineRequest request);
+  // One of these, once, on any thread; gRPC may have the reactor already.
+  void Start(EngineRequest request) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Refuse(const absl::Status& why) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Whether the client is known to be gone.
+  bool is_cancelled() const ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    return is_cancelled_;
+  }
 
   // RequestSink, on the engine's thread.
   void OnAdmitted() override;
@@ -66,7 +74,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   // ServerWriteReactor, on gRPC's threads.
   void OnWriteDone(bool ok) override ABSL_LOCKS_EXCLUDED(mutex_);
-  void OnCancel() override;
+  void OnCancel() override ABSL_LOCKS_EXCLUDED(mutex_);
   void OnDone() override {
     if (admitted_) open_->Remove();
     delete this;
@@ -83,10 +91,14 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   Engine* const engine_;
   OpenStreams* const open_;
-  uint64_t handle_ = 0;    // set in Start
   bool admitted_ = false;  // written by the engine's thread, before the end
 
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
+  uint64_t handle_ ABSL_GUARDED_BY(mutex_) = 0;  // 0 until the engine has it
+  // Until Start or Refuse is through: nothing is written before, so that gRPC
+  // cannot be done with this object while one of them uses it.
+  bool is_starting_ ABSL_GUARDED_BY(mutex_) = true;
+  bool is_cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   bool is_writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool has_pending_ ABSL_GUARDED_BY(mutex_) = false;  // chunk_ has something
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;   // the engine's last event came

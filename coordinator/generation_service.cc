@@ -3,6 +3,8 @@
 #include <grpcpp/impl/codegen/proto_utils.h>
 #include <grpcpp/support/server_callback.h>
 
+#include <chrono>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +18,7 @@
 #include "coordinator/generate_stream.h"
 #include "coordinator/log.h"
 #include "coordinator/request.h"
+#include "coordinator/request_lane.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
 #include "rpc/tokens.h"
@@ -33,11 +36,17 @@ using Base = v1::GenerationService::WithRawCallbackMethod_Generate<
             v1::GenerationService::WithRawCallbackMethod_GetModelInfo<
                 v1::GenerationService::Service>>>>;
 
+// Requests up to this size are read at once, on gRPC's own thread: some ten
+// milliseconds at the most. Longer ones take the lane.
+constexpr size_t kMaxBytesAtOnce = 32 << 10;
+// What may wait in the lane: some twenty seconds of its work.
+constexpr int64_t kMaxWaitingBytes = 64 << 20;
+constexpr absl::Duration kLaneRetryDelay = absl::Seconds(1);
+
 template <typename Message>
-absl::StatusOr<Message> Parse(const grpc::ByteBuffer* bytes) {
+absl::StatusOr<Message> Parse(grpc::ByteBuffer bytes) {
   Message message;
-  grpc::ByteBuffer copy = *bytes;  // shares the memory
-  if (grpc::SerializationTraits<Message>::Deserialize(&copy, &message).ok()) {
+  if (grpc::SerializationTraits<Message>::Deserialize(&bytes, &message).ok()) {
     return message;
   }
   return absl::InvalidArgumentError(
@@ -53,15 +62,6 @@ void Serialize(const google::protobuf::Message& message,
                .ok());
 }
 
-// A call that fails before there is a stream.
-class RefusedStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
- public:
-  explicit RefusedStream(const absl::Status& status) {
-    Finish(ToClientStatus(status));
-  }
-  void OnDone() override { delete this; }
-};
-
 }  // namespace
 
 class GenerationService::Impl final : public Base {
@@ -75,25 +75,24 @@ class GenerationService::Impl final : public Base {
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(
       grpc::CallbackServerContext* context,
       const grpc::ByteBuffer* bytes) override {
+    auto* stream = new GenerateStream(engine_, &open_streams_);
     if (absl::Status status = CheckToken(tokens_, *context); !status.ok()) {
-      return new RefusedStream(status);
+      stream->Refuse(status);
+      return stream;
     }
-    absl::StatusOr<v1::GenerateRequest> message =
-        Parse<v1::GenerateRequest>(bytes);
-    if (!message.ok()) return Refuse("", message.status());
-    std::string assigned_id;
-    uint64_t seed = 0;
-    Draw(&assigned_id, &seed);
-    absl::StatusOr<EngineRequest> request =
-        ParseGenerateRequest(*message, *model_, assigned_id, seed);
-    if (!request.ok()) {
-      return Refuse(
-          message->request_id().empty() ? assigned_id : message->request_id(),
-          request.status());
+    const auto received = std::chrono::steady_clock::now();
+    const absl::Status posted =
+        AtOnceOrInLane(*bytes, [this, stream, received, message = *bytes] {
+          if (stream->is_cancelled()) {
+            stream->Refuse(absl::CancelledError("the client went away"));
+          } else {
+            Begin(message, received, stream);
+          }
+        });
+    if (!posted.ok()) {
+      LogRefusal("", posted);
+      stream->Refuse(posted);
     }
-    auto* stream =
-        new GenerateStream(engine_, &open_streams_, request->request_id);
-    stream->Start(*std::move(request));
     return stream;
   }
 
@@ -118,12 +117,56 @@ class GenerationService::Impl final : public Base {
   OpenStreams* open_streams() { return &open_streams_; }
 
  private:
-  static RefusedStream* Refuse(absl::string_view request_id,
-                               const absl::Status& why) {
+  static void LogRefusal(absl::string_view request_id,
+                         const absl::Status& why) {
     Log(LogLevel::kInfo, "request refused",
         {{"request_id", request_id.substr(0, kMaxRequestIdBytes)},
          {"code", absl::StatusCodeToString(why.code())}});
-    return new RefusedStream(why);
+  }
+
+  // Runs `read`, which works on `bytes`: here if they are few, else in the
+  // lane. ResourceExhausted, and it is not run, if that is full.
+  absl::Status AtOnceOrInLane(const grpc::ByteBuffer& bytes,
+                              std::function<void()> read) {
+    if (bytes.Length() <= kMaxBytesAtOnce) {
+      read();
+      return absl::OkStatus();
+    }
+    if (lane_.Post(static_cast<int64_t>(bytes.Length()), std::move(read))) {
+      return absl::OkStatus();
+    }
+    return WithRetryDelay(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "too many long requests wait to be tokenized: more than ",
+            kMaxWaitingBytes >> 20, " MiB")),
+        kLaneRetryDelay);
+  }
+
+  // Reads the request and hands it to the engine, or refuses it.
+  void Begin(const grpc::ByteBuffer& bytes,
+             std::chrono::steady_clock::time_point received,
+             GenerateStream* stream) {
+    const absl::StatusOr<v1::GenerateRequest> message =
+        Parse<v1::GenerateRequest>(bytes);
+    if (!message.ok()) {
+      LogRefusal("", message.status());
+      stream->Refuse(message.status());
+      return;
+    }
+    std::string assigned_id;
+    uint64_t seed = 0;
+    Draw(&assigned_id, &seed);
+    absl::StatusOr<EngineRequest> request =
+        ParseGenerateRequest(*message, *model_, assigned_id, seed);
+    if (!request.ok()) {
+      LogRefusal(
+          message->request_id().empty() ? assigned_id : message->request_id(),
+          request.status());
+      stream->Refuse(request.status());
+      return;
+    }
+    request->received = received;
+    stream->Start(*std::move(request));
   }
 
   void Draw(std::string* request_id, uint64_t* seed)
@@ -139,22 +182,31 @@ class GenerationService::Impl final : public Base {
         absl::StrCat(feature, ": ", model_->name, " has no tokenizer.json"));
   }
 
-  // A unary call, answered at once.
+  // A unary call.
   template <typename Request, typename Response>
   grpc::ServerUnaryReactor* Answer(
       grpc::CallbackServerContext* context,
       absl::Status (Impl::*method)(const Request&, Response*) const,
       const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response_bytes) {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     absl::Status status = CheckToken(tokens_, *context);
     if (status.ok()) {
-      const absl::StatusOr<Request> request = Parse<Request>(bytes);
-      Response response;
-      status = request.ok() ? (this->*method)(*request, &response)
-                            : request.status();
-      if (status.ok()) Serialize(response, response_bytes);
+      status = AtOnceOrInLane(*bytes, [this, method, context, message = *bytes,
+                                       response_bytes, reactor] {
+        if (context->IsCancelled()) {
+          reactor->Finish(grpc::Status::CANCELLED);
+          return;
+        }
+        const absl::StatusOr<Request> request = Parse<Request>(message);
+        Response response;
+        const absl::Status done = request.ok()
+                                      ? (this->*method)(*request, &response)
+                                      : request.status();
+        if (done.ok()) Serialize(response, response_bytes);
+        reactor->Finish(ToClientStatus(done));
+      });
     }
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(ToClientStatus(status));
+    if (!status.ok()) reactor->Finish(ToClientStatus(status));
     return reactor;
   }
 
@@ -219,6 +271,7 @@ class GenerationService::Impl final : public Base {
   absl::BitGen random_ ABSL_GUARDED_BY(mutex_);
   std::string id_prefix_ ABSL_GUARDED_BY(mutex_);  // of this server's life
   uint64_t num_ids_ ABSL_GUARDED_BY(mutex_) = 0;
+  RequestLane lane_{kMaxWaitingBytes};  // its thread uses all of the above
 };
 
 GenerationService::GenerationService(Engine* engine, const ServedModel* model,

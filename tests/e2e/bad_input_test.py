@@ -8,6 +8,7 @@ import json
 import subprocess
 import tempfile
 import threading
+import time
 import unittest
 
 import grpc
@@ -69,6 +70,24 @@ class BadRequestTest(unittest.TestCase):
             list(self.server.generation.Generate(generation.GenerateRequest()))
         self.assertEqual(raised.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
         self.assertIn("prompt", raised.exception.details())
+
+    def test_long_prompts_hold_up_nobody(self):
+        # About a second of work each, for a tokenizer; all are given up as soon as the short calls are answered.
+        text = "".join(chr(97 + i * i * 31 % 26 if i % 7 else 97 + i // 7 % 26) for i in range(4_000_000))
+        begin = time.monotonic()
+        self.refused(grpc.StatusCode.INVALID_ARGUMENT, ["prompt", "4096"], prompt=text)
+        one_long = time.monotonic() - begin
+        calls = [self.server.generation.Generate(request(text)) for _ in range(8)]
+        calls += [self.server.generation.Tokenize.future(generation.TokenizeRequest(text=text)) for _ in range(4)]
+        worst = 0
+        for _ in range(10):
+            begin = time.monotonic()
+            self.server.complete("She was", max_tokens=1)
+            worst = max(worst, time.monotonic() - begin)
+        for call in calls:
+            call.cancel()
+        self.assertLess(worst, one_long, "a short call waited for long ones")
+        self.assertEqual(self.server.complete("She was", max_tokens=1).complete.completion_tokens, 1)
 
     def test_full_queue_says_when_to_retry(self):
         streams = [self.server.generation.Generate(request([1], max_tokens=3000, ignore_eos=True,
