@@ -18,24 +18,25 @@ namespace switchyard::cuda {
 // Rows of 64 elements (128 bytes), swizzled: the 16-byte chunk j of row r lies
 // at chunk j ^ (r % 8), as the bulk tensor copy leaves it. REQUIRES: row 0 is
 // aligned to 1024 bytes. An operand wider than 64 elements along its contiguous
-// dimension is several such panels.
+// dimension is several such panels. Groups of eight rows are `group_bytes`
+// apart: 1024 where a panel is contiguous.
 
 constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
-constexpr uint64_t kEightRows = uint64_t{1024 >> 4} << 32;
 
 // A of [64 rows, 16 of k] or B of [N rows, 16 of k], contiguous along k, at the
 // panel's `address`; k advances by kNextK within a panel.
-__device__ __forceinline__ uint64_t KMajor(uint32_t address) {
-  return kSwizzle128 | kEightRows | uint64_t{1} << 16 | (address >> 4);
+__device__ __forceinline__ uint64_t KMajor(uint32_t address, int group_bytes) {
+  return kSwizzle128 | static_cast<uint64_t>(group_bytes >> 4) << 32 |
+         uint64_t{1} << 16 | (address >> 4);
 }
 constexpr uint64_t kNextK = 32 >> 4;
 // B of [16 rows of k, N], contiguous along N, in panels `panel_bytes` apart; k
-// advances by kNextKRows.
-__device__ __forceinline__ uint64_t NMajor(uint32_t address, int panel_bytes) {
-  return kSwizzle128 | kEightRows |
+// advances by two groups.
+__device__ __forceinline__ uint64_t NMajor(uint32_t address, int panel_bytes,
+                                           int group_bytes) {
+  return kSwizzle128 | static_cast<uint64_t>(group_bytes >> 4) << 32 |
          static_cast<uint64_t>(panel_bytes >> 4) << 16 | (address >> 4);
 }
-constexpr uint64_t kNextKRows = 16 * 128 >> 4;
 
 // ---- Ordering ----
 

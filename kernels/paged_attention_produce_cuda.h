@@ -9,16 +9,6 @@
 
 namespace switchyard::internal::prefill {
 
-__device__ __forceinline__ void CopyBox3(uint32_t shared,
-                                         const CUtensorMap* map, int32_t x,
-                                         int32_t y, int32_t z,
-                                         uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::"
-      "bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared),
-      "l"(map), "r"(x), "r"(y), "r"(z), "r"(SharedAddress(barrier))
-      : "memory");
-}
 __device__ __forceinline__ void CopyBox4(uint32_t shared,
                                          const CUtensorMap* map, int32_t x,
                                          int32_t y, int32_t z, int32_t w,
@@ -75,6 +65,18 @@ __device__ __forceinline__ bool NextItem(const PrefillParams& p, int32_t* next,
   return false;
 }
 
+// The block of this lane's unit of a tile: looked up while the copies of the
+// tile before it still wait for their place.
+template <typename S>
+__device__ __forceinline__ uint32_t LookUp(const PrefillParams& p,
+                                           const Source& source, int32_t tile) {
+  const int32_t in_tile = threadIdx.x * p.unit;
+  const int32_t from = tile * S::kKeys + in_tile;
+  const bool cached = in_tile < S::kKeys && from < source.context &&
+                      from + p.unit > source.begin;
+  return cached ? p.paging.Id(source.seq, from) : 0;
+}
+
 // Positions [from, from + unit) through registers; what is past the end becomes
 // zeros.
 template <typename S>
@@ -100,74 +102,68 @@ __device__ __forceinline__ void CopyMixed(const PrefillParams& p,
                                           j * 8);
     }
     const int row = position % S::kKeys;
-    StoreShared16(
-        shared + j / 8 * S::kKeyPanel + row * kRowBytes + ((j ^ row) & 7) * 16,
-        x);
+    StoreShared16(shared + row / 8 * S::kGroupBytes + j / 8 * kPatternBytes +
+                      row % 8 * kRowBytes + ((j ^ row) & 7) * 16,
+                  x);
   }
   FenceSharedForBulk();
   __syncwarp();
 }
 
-// Keys or values of one tile into a stage.
+// Keys or values of one tile into a stage; `id` is this lane's LookUp.
 template <typename S>
 __device__ __forceinline__ void CopyTile(const PrefillParams& p,
                                          const PrefillMaps& maps,
                                          const Source& source, bool values,
-                                         int32_t tile, uint32_t shared,
-                                         uint64_t* full, uint64_t* empty,
-                                         int phase) {
+                                         int32_t tile, uint32_t id,
+                                         uint32_t shared, uint64_t* full,
+                                         uint64_t* empty, int phase) {
   const int32_t first = tile * S::kKeys;
   const int32_t panel = source.kv_head * S::kPanels;
   WaitBarrier(empty, phase ^ 1);
   if (first >= source.context && first + S::kKeys <= source.total) {
     if (threadIdx.x == 0) {
       ArriveExpect(full, S::kTileBytes);
-      CopyBox3(shared, values ? &maps.v_tile : &maps.k_tile, 0,
-               first + source.new_rows, panel, full);
+      CopyBox4(shared, values ? &maps.v_tile : &maps.k_tile, 0,
+               first + source.new_rows, panel, 0, full);
     }
     __syncwarp();
     return;
   }
-  const auto mixed = [&](int32_t from) {
-    return (from < source.context && from + p.unit > source.context) ||
-           (from < source.total && from + p.unit > source.total);
-  };
-  int32_t bytes = S::kTileBytes;  // by the copy engine
-#pragma unroll 1
-  for (int32_t from = first; from < first + S::kKeys; from += p.unit) {
-    if (!mixed(from)) continue;
-    CopyMixed<S>(p, source, values, from, shared);
-    bytes -= p.unit * S::kPanels * kRowBytes;
-  }
+  // A unit per lane.
+  static_assert(S::kKeys / 8 <= kWarpSize);
+  const int32_t in_tile = threadIdx.x * p.unit;
+  const int32_t from = first + in_tile, to = from + p.unit;
+  const bool mine = in_tile < S::kKeys;
+  const bool mixed = mine && ((from < source.context && to > source.context) ||
+                              (from < source.total && to > source.total));
+  uint32_t by_hand = __ballot_sync(kFullWarp, mixed);
+  const int32_t bytes =
+      S::kTileBytes - __popc(by_hand) * p.unit * S::kHeadSize * 2;
+  for (; by_hand != 0; by_hand &= by_hand - 1)
+    CopyMixed<S>(p, source, values, first + (__ffs(by_hand) - 1) * p.unit,
+                 shared);
   if (threadIdx.x == 0) ArriveExpect(full, bytes);
   __syncwarp();
-  // Lane by lane a unit's panel.
-#pragma unroll 1
-  for (int32_t i = threadIdx.x; i * p.unit < S::kKeys * S::kPanels;
-       i += kWarpSize) {
-    const int c = i % S::kPanels;
-    const int32_t from = first + i / S::kPanels * p.unit;
-    if (mixed(from)) continue;
-    const uint32_t to = shared + c * S::kKeyPanel + from % S::kKeys * kRowBytes;
-    if (from < source.context && from + p.unit > source.begin) {
+  if (mine && !mixed) {
+    const uint32_t place = shared + in_tile / 8 * S::kGroupBytes;
+    if (from < source.context && to > source.begin) {
       // A key of 512 bytes may start in the middle of the map's vectors.
       constexpr uint32_t kVectorBytes = S::kHeadSize * 2;
-      const uint32_t id = p.paging.Id(source.seq, from);
       const int32_t head =
           source.kv_head + (values ? p.paging.num_kv_heads : 0);
       const int32_t vector = kVectorBytes > kCacheUnitBytes
                                  ? id / (kVectorBytes / kCacheUnitBytes)
                                  : id * (kCacheUnitBytes / kVectorBytes);
       const int32_t odd = id * kCacheUnitBytes % kVectorBytes / kRowBytes;
-      CopyBox3(to, &maps.cache, 0,
+      CopyBox4(place, &maps.cache, 0,
                vector + (head << p.paging.block_shift) +
                    (from & ((1 << p.paging.block_shift) - 1)),
-               odd + c, full);
+               odd, 0, full);
     } else {
       const bool there = from >= source.context && from < source.total;
-      CopyBox3(to, values ? &maps.v_unit : &maps.k_unit, 0,
-               there ? from + source.new_rows : p.past_the_end, panel + c,
-               full);
+      CopyBox4(place, values ? &maps.v_unit : &maps.k_unit, 0,
+               there ? from + source.new_rows : p.past_the_end, panel, 0, full);
     }
   }
   __syncwarp();
@@ -177,7 +173,7 @@ template <typename S>
 __device__ __forceinline__ void Produce(const PrefillParams& p,
                                         const PrefillMaps& maps,
                                         uint32_t shared, Pipeline* pipeline) {
-  Cursor stage;
+  Cursor key, value;
   int item_phase = 0;
   int32_t next = blockIdx.x;
   Item item;
@@ -187,11 +183,18 @@ __device__ __forceinline__ void Produce(const PrefillParams& p,
     item_phase ^= 1;
   };
   while (NextItem<S>(p, &next, &item, &source)) {
-    for (int32_t t = item.first_tile; t <= item.last_tile; ++t) {
-      CopyTile<S>(p, maps, source, false, t,
-                  shared + S::kKeysAt + stage.stage * S::kTileBytes,
-                  &pipeline->key_full[stage.stage],
-                  &pipeline->key_empty[stage.stage], stage.phase);
+    uint32_t id = LookUp<S>(p, source, item.first_tile), value_id = 0;
+    // The place of keys is free before that of the values one tile earlier.
+    for (int32_t t = item.first_tile; t <= item.last_tile + 1; ++t) {
+      uint32_t next_id = 0;
+      if (t <= item.last_tile) {
+        if (t < item.last_tile) next_id = LookUp<S>(p, source, t + 1);
+        CopyTile<S>(p, maps, source, false, t, id,
+                    shared + S::kKeysAt + key.stage * S::kTileBytes,
+                    &pipeline->key_full[key.stage],
+                    &pipeline->key_empty[key.stage], key.phase);
+        key.Next();
+      }
       if (t == item.first_tile) {
         wait_for_queries();
         if (threadIdx.x == 0) {
@@ -203,12 +206,15 @@ __device__ __forceinline__ void Produce(const PrefillParams& p,
                      item.kv_head * p.group, item.row, c, &pipeline->item_full);
         }
         __syncwarp();
+      } else {
+        CopyTile<S>(p, maps, source, true, t - 1, value_id,
+                    shared + S::kValuesAt + value.stage * S::kTileBytes,
+                    &pipeline->value_full[value.stage],
+                    &pipeline->value_empty[value.stage], value.phase);
+        value.Next();
       }
-      CopyTile<S>(p, maps, source, true, t,
-                  shared + S::kValuesAt + stage.stage * S::kTileBytes,
-                  &pipeline->value_full[stage.stage],
-                  &pipeline->value_empty[stage.stage], stage.phase);
-      stage.Next();
+      value_id = id;
+      id = next_id;
     }
   }
   wait_for_queries();

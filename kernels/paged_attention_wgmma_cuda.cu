@@ -12,6 +12,8 @@
 // does not see leaves the row's bits alone; so they depend on neither the chunk
 // nor the batch. Which block computes what is decided at run time.
 #include <algorithm>
+#include <tuple>
+#include <utility>
 
 #include "kernels/backends.h"
 #include "kernels/cuda_bulk.h"
@@ -72,7 +74,7 @@ __device__ __forceinline__ void StartScores(float (&score)[S::kKeys / 2],
     const int panel = i / 4, step = i % 4;
     WgmmaShared<S::kKeys>(
         score, queries + panel * (S::kQueryPanel >> 4) + step * kNextK,
-        keys + panel * (S::kKeyPanel >> 4) + step * kNextK, i > 0);
+        keys + panel * (kPatternBytes >> 4) + step * kNextK, i > 0);
   }
   WgmmaCommit();
 }
@@ -89,8 +91,8 @@ __device__ __forceinline__ void StartOutput(
     for (int part = 0; part < S::kOutParts; ++part) {
       WgmmaRegisters<S::kOutColumns>(
           out[part], weight + i * 4,
-          values + i * kNextKRows +
-              part * (S::kOutColumns / kPanel * S::kKeyPanel >> 4));
+          values + i * (2 * S::kGroupBytes >> 4) +
+              part * (S::kOutColumns / kPanel * kPatternBytes >> 4));
     }
   }
   WgmmaCommit();
@@ -223,12 +225,13 @@ __device__ __forceinline__ void Consume(const PrefillParams& p, int consumer,
 
   const int warp_row = consumer * 64 + warp * 16;
   const uint32_t my_queries = shared + consumer * 64 * kRowBytes;
-  const uint64_t queries = KMajor(my_queries);
+  const uint64_t queries = KMajor(my_queries, kPatternBytes);
   const auto keys = [&](int stage) {
-    return KMajor(shared + S::kKeysAt + stage * S::kTileBytes);
+    return KMajor(shared + S::kKeysAt + stage * S::kTileBytes, S::kGroupBytes);
   };
   const auto values = [&](int stage) {
-    return NMajor(shared + S::kValuesAt + stage * S::kTileBytes, S::kKeyPanel);
+    return NMajor(shared + S::kValuesAt + stage * S::kTileBytes, kPatternBytes,
+                  S::kGroupBytes);
   };
   const auto release = [&](uint64_t* barrier) {
     if (lane == 0) Arrive(barrier);
@@ -384,23 +387,25 @@ absl::Status LaunchWgmma(const OpContext& context,
       args.q.data, {kPanel, args.num_heads, num_tokens, S::kPanels},
       {S::kHeadSize, args.q.row_stride, kPanel},
       {kPanel, params.group, params.tile_tokens, 1}, &maps.q));
-  const auto encode_rows = [&](const MatrixView& view, CUtensorMap* tile,
-                               CUtensorMap* unit) {
-    const int64_t panels = int64_t{args.num_kv_heads} * S::kPanels;
-    SY_RETURN_IF_ERROR(EncodeSwizzledMap<3>(
-        view.data, {kPanel, num_tokens, panels}, {view.row_stride, kPanel},
-        {kPanel, S::kKeys, S::kPanels}, tile));
-    return EncodeSwizzledMap<3>(view.data, {kPanel, num_tokens, panels},
-                                {view.row_stride, kPanel},
-                                {kPanel, params.unit, 1}, unit);
+  const int64_t panels = int64_t{args.num_kv_heads} * S::kPanels;
+  const auto encode = [&](const void* data, int64_t rows, int64_t panels,
+                          int64_t stride, int32_t box_rows, CUtensorMap* map) {
+    return EncodeSwizzledMap<4>(data, {kPanel, rows, panels, box_rows / 8},
+                                {stride, kPanel, 8 * stride},
+                                {kPanel, 8, S::kPanels, box_rows / 8}, map);
   };
-  SY_RETURN_IF_ERROR(encode_rows(args.k, &maps.k_tile, &maps.k_unit));
-  SY_RETURN_IF_ERROR(encode_rows(args.v, &maps.v_tile, &maps.v_unit));
+  for (const auto& [view, tile, unit] :
+       {std::tuple(&args.k, &maps.k_tile, &maps.k_unit),
+        std::tuple(&args.v, &maps.v_tile, &maps.v_unit)}) {
+    for (const auto& [box_rows, map] :
+         {std::pair(S::kKeys, tile), std::pair(params.unit, unit)})
+      SY_RETURN_IF_ERROR(encode(view->data, num_tokens, panels,
+                                view->row_stride, box_rows, map));
+  }
   // The arena's size is not known here; ids vouch for what is read. A block of
   // large vectors may start in the middle of one: more panels reach over.
-  SY_RETURN_IF_ERROR(EncodeSwizzledMap<3>(
-      args.blocks.arena, {kPanel, INT32_MAX, 2 * S::kPanels},
-      {S::kHeadSize, kPanel}, {kPanel, params.unit, 1}, &maps.cache));
+  SY_RETURN_IF_ERROR(encode(args.blocks.arena, INT32_MAX, 2 * S::kPanels,
+                            S::kHeadSize, params.unit, &maps.cache));
 
   const int num_blocks =
       std::min(AsCuda(context.device)->num_sms(), params.num_items);

@@ -17,13 +17,15 @@ using namespace switchyard::cuda;
 constexpr int kWarpgroup = 128;  // threads
 constexpr int kPanel = 64;       // columns of 128 swizzled bytes
 constexpr int kRowBytes = kPanel * 2;
+constexpr int kPatternBytes = 8 * kRowBytes;  // of the swizzle
 constexpr int kStages = 2;
 constexpr int kAlignment = 1024;
 constexpr int32_t kNoWindow = 1 << 30;
 
 // Shared memory, in panels of 64 columns: queries [HeadSize / 64][rows], the
-// output's staging of the same shape where there is room for it, keys then
-// values [kStages][HeadSize / 64][Keys].
+// output's staging of the same shape where there is room for it, keys
+// [kStages][Keys / 8][HeadSize / 64][8], values alike: so that a box of any
+// multiple of eight positions is contiguous.
 template <int HeadSize, int Keys, int Consumers>
 struct Shape {
   static constexpr int kHeadSize = HeadSize, kKeys = Keys,
@@ -32,9 +34,9 @@ struct Shape {
   static constexpr int kPanels = HeadSize / kPanel;
   static constexpr int kThreads = kWarpgroup * (Consumers + 1);
   static constexpr int kQueryPanel = kRows * kRowBytes;
-  static constexpr int kKeyPanel = Keys * kRowBytes;
+  static constexpr int kGroupBytes = kPanels * kPatternBytes;  // of 8 keys
   static constexpr int kQueryBytes = kPanels * kQueryPanel;
-  static constexpr int kTileBytes = kPanels * kKeyPanel;
+  static constexpr int kTileBytes = Keys * HeadSize * 2;
   static constexpr bool kOwnStaging = HeadSize <= 128;
   static constexpr int kKeysAt = (kOwnStaging ? 2 : 1) * kQueryBytes;
   static constexpr int kValuesAt = kKeysAt + kStages * kTileBytes;
@@ -48,10 +50,11 @@ struct Shape {
 };
 
 struct PrefillMaps {
-  CUtensorMap q;               // [64, heads, tokens, panels]
-  CUtensorMap k_tile, v_tile;  // [64, tokens, panels of all KV heads], by tiles
-  CUtensorMap k_unit, v_unit;  // the same by units of the cache
-  CUtensorMap cache;           // [64, vectors, panels], by units
+  CUtensorMap q;  // [64, heads, tokens, panels]
+  // [64, tokens, panels of all KV heads, eights of tokens from there on]
+  CUtensorMap k_tile, v_tile;  // by tiles
+  CUtensorMap k_unit, v_unit;  // by units of the cache
+  CUtensorMap cache;           // [64, vectors, panels, eights], by units
 };
 
 struct PrefillParams {
