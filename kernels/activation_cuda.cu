@@ -1,4 +1,5 @@
 #include "kernels/backends.h"
+#include "kernels/cuda_activation.h"
 #include "kernels/cuda_common.h"
 
 namespace switchyard::internal {
@@ -7,22 +8,6 @@ namespace {
 using namespace switchyard::cuda;
 
 constexpr int kThreads = 256;
-
-template <ActivationKind Kind>
-__device__ __forceinline__ float Apply(float x) {
-  if constexpr (Kind == ActivationKind::kSilu) return Silu(x);
-  if constexpr (Kind == ActivationKind::kGelu)
-    return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-  if constexpr (Kind == ActivationKind::kGeluTanh)
-    return 0.5f * x *
-           (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-  if constexpr (Kind == ActivationKind::kRelu) return fmaxf(x, 0.0f);
-  if constexpr (Kind == ActivationKind::kSquaredRelu) {
-    const float positive = fmaxf(x, 0.0f);
-    return positive * positive;
-  }
-  return x;
-}
 
 // Block (chunk, token): kThreads * Width columns of one row.
 template <typename T, typename O, ActivationKind Kind, bool Gated, int Width>
@@ -38,7 +23,7 @@ __global__ void ActivationKernel(const T* x, int64_t x_stride, O* out,
   if constexpr (Gated) Load<Width>(row + width, up);
 #pragma unroll
   for (int i = 0; i < Width; ++i) {
-    gate[i] = Apply<Kind>(gate[i]);
+    gate[i] = Activate<Kind>(gate[i]);
     if constexpr (Gated) gate[i] *= up[i];
   }
   Store<Width>(out + blockIdx.y * out_stride + column, gate);

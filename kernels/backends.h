@@ -22,6 +22,7 @@
 #include "kernels/delta_rule.h"
 #include "kernels/device.h"
 #include "kernels/embedding.h"
+#include "kernels/gated_matmul.h"
 #include "kernels/logits.h"
 #include "kernels/matmul.h"
 #include "kernels/op_context.h"
@@ -42,6 +43,11 @@ absl::StatusOr<std::unique_ptr<WeightMatrix::Storage>> PackWeightCuda(
     Device* device, const MatrixView& host, DType dtype);
 absl::Status MatmulCpu(const OpContext& context, const MatmulArgs& args);
 absl::Status MatmulCuda(const OpContext& context, const MatmulArgs& args);
+
+absl::Status GatedMatmulCpu(const OpContext& context,
+                            const GatedMatmulArgs& args);
+absl::Status GatedMatmulCuda(const OpContext& context,
+                             const GatedMatmulArgs& args);
 
 absl::Status ActivationCpu(const OpContext& context,
                            const ActivationArgs& args);

@@ -34,6 +34,9 @@ SY_WEAK absl::StatusOr<std::unique_ptr<WeightMatrix::Storage>> PackWeightCuda(
 SY_WEAK absl::Status MatmulCuda(const OpContext&, const MatmulArgs&) {
   return NoCuda("Matmul");
 }
+SY_WEAK absl::Status GatedMatmulCuda(const OpContext&, const GatedMatmulArgs&) {
+  return NoCuda("GatedMatmul");
+}
 SY_WEAK absl::Status ActivationCuda(const OpContext&, const ActivationArgs&) {
   return NoCuda("Activation");
 }

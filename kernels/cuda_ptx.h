@@ -36,8 +36,8 @@ __device__ __forceinline__ void LoadMatrix4Transposed(uint32_t (&r)[4],
       : "memory");
 }
 
-// Transposes an 8x8 matrix of 16-bit elements, row lane / 4 and columns lane % 4
-// * 2 and the next one in each lane.
+// Transposes an 8x8 matrix of 16-bit elements; a lane has those of row lane / 4
+// at columns lane % 4 * 2 and the next.
 __device__ __forceinline__ uint32_t TransposeMatrix(uint32_t x) {
   uint32_t y;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
@@ -153,6 +153,17 @@ __device__ __forceinline__ void CopyBox(void* shared, const CUtensorMap* map,
       "bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(
           SharedAddress(shared)),
       "l"(map), "r"(column), "r"(row), "r"(SharedAddress(barrier)), "l"(policy)
+      : "memory");
+}
+// The same of a map of three dimensions, innermost first.
+__device__ __forceinline__ void CopyBox(void* shared, const CUtensorMap* map,
+                                        int x, int y, int z, uint64_t* barrier,
+                                        uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::"
+      "bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(
+          SharedAddress(shared)),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(SharedAddress(barrier)), "l"(policy)
       : "memory");
 }
 __device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {

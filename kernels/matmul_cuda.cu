@@ -233,7 +233,7 @@ absl::Status MatmulCuda(const OpContext& context, const MatmulArgs& args) {
         "Matmul: ", DTypeName(args.x.dtype), " activations with a ",
         DTypeName(args.weight->dtype()), " weight have no CUDA kernel"));
   }
-  if (CanStream(args)) return MatmulStreaming(context, args);
+  if (CanStream(args.x, *args.weight)) return MatmulStreaming(context, args);
   if (context.batch_invariant) return MatmulInvariant(context, args);
   if (args.bias != nullptr) return RunBlasWithBias(context, args);
   return RunBlas(context, args.x, *args.weight, args.out);

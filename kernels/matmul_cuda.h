@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/gated_matmul.h"
 #include "kernels/matmul.h"
 
 namespace switchyard::internal {
@@ -30,10 +31,12 @@ constexpr int kMaxStreamingRows = 16;
 // Fills map and rows_per_tile.
 absl::Status PlanStreaming(int num_sms, int64_t out_features,
                            int64_t in_features, CudaWeight* weight);
-// Whether the streaming kernel serves this call.
-bool CanStream(const MatmulArgs& args);
-// REQUIRES: CanStream(args).
+// Whether the streaming kernel serves this product.
+bool CanStream(const MatrixView& x, const WeightMatrix& weight);
+// REQUIRES, of both: CanStream(args.x, *args.weight).
 absl::Status MatmulStreaming(const OpContext& context, const MatmulArgs& args);
+absl::Status GatedMatmulStreaming(const OpContext& context,
+                                  const GatedMatmulArgs& args);
 
 // ---- Any number of rows, each row's bits independent of it ----
 // Same instruction and same order of k as the streaming kernel, so the two

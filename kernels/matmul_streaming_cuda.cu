@@ -1,13 +1,13 @@
 // Matmul for at most 16 rows of x: bound by reading W once. One producer warp
 // per SM keeps about 100 KB of W in flight through the bulk tensor copy; it
 // starts before the preceding kernel has ended, since W does not depend on it.
-#include <cudaTypedefs.h>
-
 #include <algorithm>
 
 #include "kernels/backends.h"
+#include "kernels/cuda_activation.h"
 #include "kernels/cuda_common.h"
 #include "kernels/cuda_ptx.h"
+#include "kernels/cuda_tensor_map.h"
 #include "kernels/matmul_cuda.h"
 #include "kernels/status.h"
 
@@ -31,12 +31,19 @@ struct StreamingShape {
   int32_t num_warps;  // row tiles of 8 per item
   int32_t num_items;  // groups of 8 * num_warps rows of W
   int32_t num_stages;
+  ActivationKind activation;  // of a gated product
 };
 
 // XRows (8 or 16): rows of x, padded. Shared memory per stage: two boxes of W
 // [8 * num_warps, 64], then two boxes of x [XRows, 64], 128-byte swizzled: the
 // 16-byte chunk j of row r lies at chunk j ^ (r % 8).
-template <int XRows, typename O>
+//
+// Gated: W is gate rows, then as many up rows, and w_map has the dimensions
+// (column, half, row of the half), so that gate and up rows alternate in a box
+// and a thread holds both sums of a column of out [rows, out_features / 2].
+// They are rounded to bf16 like x before the activation: the bits of a product
+// stored and an activation after it.
+template <int XRows, bool Gated, typename O>
 __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
     StreamingKernel(const __grid_constant__ CUtensorMap w_map,
                     const __grid_constant__ CUtensorMap x_map,
@@ -76,9 +83,15 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
       const int row = item * shape.num_warps * 8,
                 column = chunk * kStageColumns;
       ArriveExpect(&full[stage], stage_bytes);
-      CopyBox(base, &w_map, column, row, &full[stage], w_policy);
-      CopyBox(base + w_box, &w_map, column + kBoxColumns, row, &full[stage],
-              w_policy);
+      if constexpr (Gated) {
+        CopyBox(base, &w_map, column, 0, row / 2, &full[stage], w_policy);
+        CopyBox(base + w_box, &w_map, column + kBoxColumns, 0, row / 2,
+                &full[stage], w_policy);
+      } else {
+        CopyBox(base, &w_map, column, row, &full[stage], w_policy);
+        CopyBox(base + w_box, &w_map, column + kBoxColumns, row, &full[stage],
+                w_policy);
+      }
     };
     const auto load_x = [&](int stage, int chunk) {
       uint8_t* base = shared + stage * stage_bytes + 2 * w_box;
@@ -159,78 +172,76 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
         phase ^= 1;
       }
     }
-    const int column = (item * shape.num_warps + warp) * 8 + lane % 4 * 2;
+    const int tile = item * shape.num_warps + warp;
+    const auto biased = [&](int i, int n) {
+      return acc[i] + (bias == nullptr ? 0.0f : bias[n]);
+    };
+    if constexpr (Gated) {
+      const int width = shape.out_features / 2, n = tile * 4 + lane % 4;
 #pragma unroll
-    for (int i = 0; i < (XRows == 8 ? 2 : 4); ++i) {
-      const int row = lane / 4 + i / 2 * 8, n = column + i % 2;
-      if (row < shape.num_rows && n < shape.out_features) {
-        const float b = bias == nullptr ? 0.0f : bias[n];
-        out[row * out_stride + n] = FromFloat<O>(acc[i] + b);
+      for (int i = 0; i < XRows / 4; i += 2) {
+        const int row = lane / 4 + i / 2 * 8;
+        if (row < shape.num_rows && n < width) {
+          const float gate = ToFloat(FromFloat<bf16>(biased(i, n)));
+          const float up = ToFloat(FromFloat<bf16>(biased(i + 1, width + n)));
+          out[row * out_stride + n] =
+              FromFloat<O>(Activate(shape.activation, gate) * up);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < XRows / 4; ++i) {
+        const int row = lane / 4 + i / 2 * 8,
+                  n = tile * 8 + lane % 4 * 2 + i % 2;
+        if (row < shape.num_rows && n < shape.out_features)
+          out[row * out_stride + n] = FromFloat<O>(biased(i, n));
       }
     }
   }
 }
 
-absl::StatusOr<PFN_cuTensorMapEncodeTiled_v12000> TensorMapEncoder() {
-  static const auto encoder = []() -> PFN_cuTensorMapEncodeTiled_v12000 {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    const cudaError_t code = cudaGetDriverEntryPointByVersion(
-        "cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
-    if (code != cudaSuccess || result != cudaDriverEntryPointSuccess)
-      return nullptr;
-    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
-  }();
-  if (encoder == nullptr)
-    return absl::UnavailableError(
-        "the CUDA driver has no cuTensorMapEncodeTiled; it must be 525 or "
-        "newer");
-  return encoder;
-}
-
 // A bf16 matrix read in boxes of [box_rows, 64].
 absl::Status EncodeMap(const void* data, int64_t rows, int64_t cols,
                        int64_t row_stride, int box_rows, CUtensorMap* map) {
-  SY_ASSIGN_OR_RETURN(const auto encode, TensorMapEncoder());
-  const cuuint64_t dims[2] = {static_cast<cuuint64_t>(cols),
-                              static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_stride * 2)};
-  const cuuint32_t box[2] = {kBoxColumns, static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  const CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data),
-             dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS)
-    return absl::InternalError(absl::StrCat("cuTensorMapEncodeTiled of [", rows,
-                                            ", ", cols, "]: code ",
-                                            static_cast<int>(result)));
-  return absl::OkStatus();
+  return EncodeSwizzledMap<2>(data, {cols, rows}, {row_stride},
+                              {kBoxColumns, box_rows}, map);
 }
 
-template <int XRows, typename O>
-absl::Status LaunchStreaming(const OpContext& context, const MatmulArgs& args) {
-  const CudaWeight& weight = AsCuda(*args.weight);
+template <int XRows, bool Gated>
+absl::Status LaunchStreaming(const OpContext& context, const MatrixView& x,
+                             const WeightMatrix& matrix, const float* bias,
+                             ActivationKind activation, const MatrixView& out) {
+  const CudaWeight& weight = AsCuda(matrix);
   const int num_sms = AsCuda(context.device)->num_sms();
   CUtensorMap x_map;
-  SY_RETURN_IF_ERROR(EncodeMap(args.x.data, args.x.rows, args.x.cols,
-                               args.x.row_stride, XRows, &x_map));
+  SY_RETURN_IF_ERROR(
+      EncodeMap(x.data, x.rows, x.cols, x.row_stride, XRows, &x_map));
+  CUtensorMap w_map = weight.map;
+  if constexpr (Gated) {
+    const int64_t width = matrix.out_features() / 2, cols = x.cols;
+    SY_RETURN_IF_ERROR(EncodeSwizzledMap<3>(
+        weight.data.get(), {cols, 2, width}, {width * cols, cols},
+        {kBoxColumns, 2, weight.rows_per_tile / 2}, &w_map));
+  }
   StreamingShape shape;
-  shape.num_rows = static_cast<int32_t>(args.x.rows);
-  shape.out_features = static_cast<int32_t>(args.weight->out_features());
-  shape.in_features = static_cast<int32_t>(args.weight->in_features());
+  shape.num_rows = static_cast<int32_t>(x.rows);
+  shape.out_features = static_cast<int32_t>(matrix.out_features());
+  shape.in_features = static_cast<int32_t>(matrix.in_features());
   shape.num_warps = weight.rows_per_tile / 8;
   shape.num_items =
       static_cast<int32_t>(CeilDiv(shape.out_features, weight.rows_per_tile));
   const int stage_bytes = 2 * (shape.num_warps * 1024 + XRows * 128);
   shape.num_stages = std::min(kMaxStages, kPipelineBytes / stage_bytes);
+  shape.activation = activation;
   const LaunchShape launch{dim3(std::min(shape.num_items, num_sms)),
                            dim3((shape.num_warps + 1) * kWarpSize),
                            shape.num_stages * stage_bytes + kAlignment};
-  return Launch(context, "Matmul (streaming)", StreamingKernel<XRows, O>,
-                launch, weight.map, x_map, shape, args.bias,
-                static_cast<O*>(args.out.data), args.out.row_stride);
+  return DispatchActivation(out.dtype, "Matmul", [&](auto tag) {
+    using O = typename decltype(tag)::type;
+    return Launch(context, Gated ? "GatedMatmul" : "Matmul (streaming)",
+                  StreamingKernel<XRows, Gated, O>, launch, w_map, x_map, shape,
+                  bias, static_cast<O*>(out.data), out.row_stride);
+  });
 }
 
 }  // namespace
@@ -256,17 +267,23 @@ absl::Status PlanStreaming(int num_sms, int64_t out_features,
                    weight->rows_per_tile, &weight->map);
 }
 
-bool CanStream(const MatmulArgs& args) {
-  return args.x.rows <= kMaxStreamingRows && args.x.dtype == DType::kBF16 &&
-         AsCuda(*args.weight).rows_per_tile > 0 && AlignedTo(args.x, 16);
+bool CanStream(const MatrixView& x, const WeightMatrix& weight) {
+  return x.rows <= kMaxStreamingRows && x.dtype == DType::kBF16 &&
+         AsCuda(weight).rows_per_tile > 0 && AlignedTo(x, 16);
 }
 
 absl::Status MatmulStreaming(const OpContext& context, const MatmulArgs& args) {
-  return DispatchActivation(args.out.dtype, "Matmul", [&](auto tag) {
-    using O = typename decltype(tag)::type;
-    return args.x.rows <= 8 ? LaunchStreaming<8, O>(context, args)
-                            : LaunchStreaming<16, O>(context, args);
-  });
+  const auto launch =
+      args.x.rows <= 8 ? LaunchStreaming<8, false> : LaunchStreaming<16, false>;
+  return launch(context, args.x, *args.weight, args.bias,
+                ActivationKind::kIdentity, args.out);
+}
+
+absl::Status GatedMatmulStreaming(const OpContext& context,
+                                  const GatedMatmulArgs& args) {
+  const auto launch =
+      args.x.rows <= 8 ? LaunchStreaming<8, true> : LaunchStreaming<16, true>;
+  return launch(context, args.x, *args.weight, args.bias, args.kind, args.out);
 }
 
 }  // namespace switchyard::internal

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/activation.h"
+#include "kernels/gated_matmul.h"
 #include "kernels/status.h"
 #include "model/scratch.h"
 
@@ -72,14 +73,16 @@ absl::Status Mlp::Forward(const OpContext& context, const MatrixView& x,
                           const MatrixView& out) const {
   const int64_t mark = context.workspace->used();
   const Scratch scratch = Allocate(*context.workspace, x.rows);
-  SY_RETURN_IF_ERROR(
-      Matmul(context, {x, &in_, in_bias_.data(), scratch.projected}));
-  ActivationArgs args;
-  args.kind = kind_;
-  args.x = scratch.projected;
-  args.gated = gated_;
-  args.out = scratch.activated;
-  SY_RETURN_IF_ERROR(Activation(context, args));
+  if (gated_) {
+    SY_RETURN_IF_ERROR(
+        GatedMatmul(context, {x, &in_, in_bias_.data(), kind_,
+                              scratch.projected, scratch.activated}));
+  } else {
+    SY_RETURN_IF_ERROR(
+        Matmul(context, {x, &in_, in_bias_.data(), scratch.projected}));
+    SY_RETURN_IF_ERROR(Activation(
+        context, {kind_, scratch.projected, false, scratch.activated}));
+  }
   SY_RETURN_IF_ERROR(
       Matmul(context, {scratch.activated, &down_, down_bias_.data(), out}));
   context.workspace->Rewind(mark);

@@ -11,7 +11,10 @@
 namespace switchyard::bench {
 namespace {
 
-constexpr int kSets = 3;  // layers with weights of their own
+constexpr int kWeightSets = 3;  // layers with weights of their own
+// Layers with a cache of their own: more, as three sets of keys and values of
+// one sequence would stay in the L2.
+constexpr int kSets = 4 * kWeightSets;
 constexpr int64_t kHidden = 5120, kMlp = 14336;
 
 WeightMatrix MakeWeight(Harness* h, int64_t n, int64_t k) {
@@ -26,12 +29,12 @@ class Layer {
  public:
   Layer(Harness* h, int32_t batch) : h_(h), batch_(batch) {
     residual_ = h->Large(batch, kHidden, DType::kF32);
-    delta_ = h->Large(batch, kHidden, DType::kBF16);
+    delta_ = h->Large(batch, kHidden, DType::kF32);
     normed_ = h->Large(batch, kHidden, DType::kBF16);
     gate_up_ = h->Large(batch, 2 * kMlp, DType::kBF16);
     act_ = h->Large(batch, kMlp, DType::kBF16);
     norm_weight_ = h->Large(1, kHidden, DType::kF32);
-    for (int s = 0; s < kSets; ++s) {
+    for (int s = 0; s < kWeightSets; ++s) {
       up_weights_.push_back(MakeWeight(h, 2 * kMlp, kHidden));
       down_weights_.push_back(MakeWeight(h, kHidden, kMlp));
     }
@@ -45,13 +48,10 @@ class Layer {
     Norm();
     Mix(set);
     Norm();
-    Multiply(normed_.view, up_weights_[set], gate_up_.view);
-    ActivationArgs activation;
-    activation.x = gate_up_.view;
-    activation.gated = true;
-    activation.out = act_.view;
-    Ok(internal::ActivationCuda(h_->context(), activation));
-    Multiply(act_.view, down_weights_[set], delta_.view);
+    Ok(internal::GatedMatmulCuda(
+        h_->context(), {normed_.view, &up_weights_[set % kWeightSets], nullptr,
+                        ActivationKind::kSilu, gate_up_.view, act_.view}));
+    Multiply(act_.view, down_weights_[set % kWeightSets], delta_.view);
   }
 
  protected:
@@ -109,7 +109,7 @@ class AttentionLayer final : public Layer {
     table_ = h->Large(context + 1, 128, DType::kF32);
     qkv_ = h->Large(batch, 6144, DType::kBF16);
     mixed_ = h->Large(batch, 4096, DType::kBF16);
-    for (int s = 0; s < kSets; ++s) {
+    for (int s = 0; s < kWeightSets; ++s) {
       in_weights_.push_back(MakeWeight(h, 6144, kHidden));
       out_weights_.push_back(MakeWeight(h, kHidden, 4096));
     }
@@ -136,11 +136,11 @@ class AttentionLayer final : public Layer {
 
  private:
   void Mix(int set) override {
-    Multiply(normed_.view, in_weights_[set], qkv_.view);
+    Multiply(normed_.view, in_weights_[set % kWeightSets], qkv_.view);
     args_.blocks.ids = reinterpret_cast<uint32_t*>(ids_.get()) +
                        int64_t{set} * batch_ * args_.blocks.stride;
     Ok(internal::PagedAttentionCuda(h_->context(), args_));
-    Multiply(mixed_.view, out_weights_[set], delta_.view);
+    Multiply(mixed_.view, out_weights_[set % kWeightSets], delta_.view);
   }
 
   const int32_t context_;
@@ -150,78 +150,97 @@ class AttentionLayer final : public Layer {
   PagedAttentionArgs args_;
 };
 
-class GdnLayer final : public Layer {
+// Gated delta net, or the same with a decay for every channel (kda).
+class DeltaLayer final : public Layer {
  public:
-  GdnLayer(Harness* h, int32_t batch) : Layer(h, batch) {
-    arena_ = h->Large(int64_t{kSets} * batch, kSlotFloats, DType::kF32, 0.1f);
+  DeltaLayer(Harness* h, int32_t batch, bool kda)
+      : Layer(h, batch),
+        kda_(kda),
+        conv_cols_(kda ? 3 * 4096 : 6144),
+        in_cols_(kda ? 3 * 4096 + 2 * 128 + 32 : 6144 + 4096 + 2 * 32),
+        slot_floats_(3 * conv_cols_ + 32 * 128 * 128) {
+    arena_ = h->Large(int64_t{kSets} * batch, slot_floats_, DType::kF32, 0.1f);
     std::vector<uint32_t> ids;
     for (int64_t i = 0; i < int64_t{kSets} * batch; ++i)
       ids.push_back(
-          static_cast<uint32_t>(i * kSlotFloats * 4 / kCacheUnitBytes));
+          static_cast<uint32_t>(i * slot_floats_ * 4 / kCacheUnitBytes));
     ids_ = h->Upload(ids);
-    qkvz_ = h->Large(batch, 10240, DType::kBF16);
-    gates_ = h->Large(batch, 64, DType::kBF16);
+    projected_ = h->Large(batch, in_cols_, DType::kBF16);
+    decay_ = h->Large(batch, 4096, DType::kF32);
+    gate_ = h->Large(batch, 4096, DType::kBF16);
     mixed_ = h->Large(batch, 4096, DType::kF32);
     normed_mix_ = h->Large(batch, 4096, DType::kBF16);
-    small_ = h->Large(6144, 4, DType::kF32);
-    for (int s = 0; s < kSets; ++s) {
-      in_weights_.push_back(MakeWeight(h, 10240, kHidden));
-      gate_weights_.push_back(MakeWeight(h, 64, kHidden));
+    small_ = h->Large(12288, 4, DType::kF32);
+    for (int s = 0; s < kWeightSets; ++s) {
+      in_weights_.push_back(MakeWeight(h, in_cols_, kHidden));
+      if (kda) {
+        decay_weights_.push_back(MakeWeight(h, 4096, 128));
+        gate_weights_.push_back(MakeWeight(h, 4096, 128));
+      }
       out_weights_.push_back(MakeWeight(h, kHidden, 4096));
     }
   }
   double Bytes() const override {
-    return MlpBytes() + 2.0 * kHidden * (10240 + 64 + 4096) +
-           8.0 * batch_ * kSlotFloats;
+    return MlpBytes() + 2.0 * kHidden * (in_cols_ + 4096) +
+           (kda_ ? 2.0 * 2 * 4096 * 128 : 0) + 8.0 * batch_ * slot_floats_;
   }
 
  private:
-  static constexpr int64_t kConvFloats = 6144 * 3;
-  static constexpr int64_t kSlotFloats = kConvFloats + 32 * 128 * 128;
-
   void Mix(int set) override {
-    Multiply(normed_.view, in_weights_[set], qkvz_.view);
-    Multiply(normed_.view, gate_weights_[set], gates_.view);
+    Multiply(normed_.view, in_weights_[set % kWeightSets], projected_.view);
+    const int64_t rest = conv_cols_;  // first column after q, k, v
+    if (kda_) {
+      Multiply(projected_.view.Columns(rest, 128),
+               decay_weights_[set % kWeightSets], decay_.view);
+      Multiply(projected_.view.Columns(rest + 128, 128),
+               gate_weights_[set % kWeightSets], gate_.view);
+    }
     const float* small = static_cast<const float*>(small_.view.data);
     CausalConvArgs conv;
     conv.batch = batch();
     conv.state = {
         arena_.buffer.get(),
         reinterpret_cast<uint32_t*>(ids_.get()) + int64_t{set} * batch_, 0};
-    conv.x = conv.out = qkvz_.view.Columns(0, 6144);
+    conv.x = conv.out = projected_.view.Columns(0, conv_cols_);
     conv.weight = small;
     conv.kernel_size = 4;
     Ok(internal::CausalConvCuda(h_->context(), conv));
+    const int64_t key_cols = kda_ ? 4096 : 1024;
     DeltaRuleArgs delta;
     delta.batch = batch();
     delta.state = conv.state;
-    delta.state.offset = kConvFloats * 4;
-    delta.num_key_heads = 8;
+    delta.state.offset = 3 * conv_cols_ * 4;
+    delta.decay = kda_ ? DecayKind::kPerChannel : DecayKind::kPerHead;
+    delta.num_key_heads = static_cast<int32_t>(key_cols / 128);
     delta.num_value_heads = 32;
     delta.key_dim = delta.value_dim = 128;
-    delta.q = qkvz_.view.Columns(0, 1024);
-    delta.k = qkvz_.view.Columns(1024, 1024);
-    delta.v = qkvz_.view.Columns(2048, 4096);
-    delta.beta = gates_.view.Columns(0, 32);
-    delta.alpha = gates_.view.Columns(32, 32);
+    delta.q = projected_.view.Columns(0, key_cols);
+    delta.k = projected_.view.Columns(key_cols, key_cols);
+    delta.v = projected_.view.Columns(2 * key_cols, 4096);
+    delta.beta = projected_.view.Columns(kda_ ? rest + 256 : rest + 4096, 32);
+    delta.alpha =
+        kda_ ? decay_.view : projected_.view.Columns(rest + 4096 + 32, 32);
     delta.a_log = small;
     delta.dt_bias = small + 64;
     delta.out = mixed_.view;
     Ok(internal::DeltaRuleCuda(h_->context(), delta));
     GatedRmsNormArgs norm;
     norm.x = mixed_.view;
-    norm.gate = qkvz_.view.Columns(6144, 4096);
+    norm.gate = kda_ ? gate_.view : projected_.view.Columns(rest, 4096);
     norm.weight = small;
     norm.epsilon = 1e-5f;
     norm.head_dim = 128;
     norm.out = normed_mix_.view;
     Ok(internal::GatedRmsNormCuda(h_->context(), norm));
-    Multiply(normed_mix_.view, out_weights_[set], delta_.view);
+    Multiply(normed_mix_.view, out_weights_[set % kWeightSets], delta_.view);
   }
 
-  Tensor arena_, qkvz_, gates_, mixed_, normed_mix_, small_;
+  const bool kda_;
+  const int64_t conv_cols_, in_cols_, slot_floats_;
+  Tensor arena_, projected_, decay_, gate_, mixed_, normed_mix_, small_;
   DeviceBuffer ids_;
-  std::vector<WeightMatrix> in_weights_, gate_weights_, out_weights_;
+  std::vector<WeightMatrix> in_weights_, decay_weights_, gate_weights_,
+      out_weights_;
 };
 
 void TimeLayer(Harness* h, const std::string& name, Layer* layer) {
@@ -240,9 +259,11 @@ void BenchLayers(Harness* h) {
     TimeLayer(h, absl::StrCat("attention layer ", batch, " x ", context),
               &layer);
   }
-  for (const int32_t batch : {1, 16, 64}) {
-    GdnLayer layer(h, batch);
-    TimeLayer(h, absl::StrCat("gdn layer ", batch), &layer);
+  for (const bool kda : {false, true}) {
+    for (const int32_t batch : {1, 16, 64}) {
+      DeltaLayer layer(h, batch, kda);
+      TimeLayer(h, absl::StrCat(kda ? "kda" : "gdn", " layer ", batch), &layer);
+    }
   }
 }
 

@@ -55,6 +55,61 @@ void CheckMatmul(Harness* h, int64_t m, int64_t n, int64_t k, DType dtype,
       out_dtype == DType::kF32 ? 3e-5 : 4e-3);
 }
 
+double Activate(ActivationKind kind, double x) {
+  switch (kind) {
+    case ActivationKind::kIdentity:
+      return x;
+    case ActivationKind::kSilu:
+      return x / (1 + std::exp(-x));
+    case ActivationKind::kGelu:
+      return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case ActivationKind::kGeluTanh:
+      return 0.5 * x *
+             (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+    case ActivationKind::kRelu:
+      return std::max(x, 0.0);
+    case ActivationKind::kSquaredRelu:
+      return std::max(x, 0.0) * std::max(x, 0.0);
+  }
+  return NAN;
+}
+
+// Against float64, and bit for bit against the product and the activation as
+// kernels of their own.
+void CheckGatedMatmul(Harness* h, int64_t m, int64_t width, int64_t k,
+                      DType dtype, ActivationKind kind, bool with_bias,
+                      bool invariant) {
+  const Tensor x = h->Random(m, k, dtype);
+  const Tensor w = h->Random(2 * width, k, dtype, 0.1f);
+  const Tensor bias = h->Random(1, 2 * width, DType::kF32);
+  const WeightMatrix weight = Pack(h, w);
+  const OpContext context = invariant ? h->invariant() : h->context();
+  Tensor product = h->Poisoned(m, 2 * width, dtype);
+  Tensor out = h->Poisoned(m, width, dtype);
+  Tensor apart = h->Poisoned(m, width, dtype);
+  const float* device_bias =
+      with_bias ? static_cast<const float*>(bias.view.data) : nullptr;
+  Ok(internal::GatedMatmulCuda(
+      context, {x.view, &weight, device_bias, kind, product.view, out.view}));
+  Ok(internal::MatmulCuda(context,
+                          {x.view, &weight, device_bias, product.view}));
+  Ok(internal::ActivationCuda(context, {kind, product.view, true, apart.view}));
+  const std::vector<double> sums = Product(x, w, with_bias ? &bias : nullptr);
+  std::vector<double> reference;
+  for (int64_t r = 0; r < m; ++r) {
+    for (int64_t c = 0; c < width; ++c)
+      reference.push_back(Activate(kind, sums[r * 2 * width + c]) *
+                          sums[r * 2 * width + width + c]);
+  }
+  const std::string name =
+      absl::StrCat("gated matmul ", m, " x ", k, " -> 2 x ", width, " ",
+                   DTypeName(dtype), " activation ", static_cast<int>(kind),
+                   with_bias ? " bias" : "", invariant ? " invariant" : "");
+  const std::vector<float> got = h->Download(out.view);
+  h->Check(name, got, reference, dtype == DType::kF32 ? 1e-4 : 6e-3);
+  h->Expect(name + ": the bits of its parts", got == h->Download(apart.view));
+}
+
 // Each row of a large batch, alone and in groups: the same bits.
 void CheckInvariance(Harness* h, int64_t n, int64_t k, DType dtype) {
   const int64_t m = 150;
@@ -120,6 +175,26 @@ void TimeShape(Harness* h, int64_t n, int64_t k) {
   }
 }
 
+void TimeGated(Harness* h, int64_t width, int64_t k) {
+  const int sets =
+      static_cast<int>(std::max<int64_t>(2, 400'000'000 / (4 * width * k) + 1));
+  std::vector<WeightMatrix> weights;
+  for (int s = 0; s < sets; ++s)
+    weights.push_back(LargeWeight(h, 2 * width, k));
+  for (const int64_t m : {1, 4, 8, 16, 64}) {
+    const Tensor x = h->Large(m, k, DType::kBF16);
+    const Tensor product = h->Large(m, 2 * width, DType::kBF16);
+    const Tensor out = h->Large(m, width, DType::kBF16);
+    h->Time(
+        absl::StrCat("gated matmul ", m, " x ", k, " -> 2 x ", width), sets,
+        4.0 * width * k, Roof::kRead, [&](int s) {
+          Ok(internal::GatedMatmulCuda(
+              h->context(), {x.view, &weights[s], nullptr,
+                             ActivationKind::kSilu, product.view, out.view}));
+        });
+  }
+}
+
 }  // namespace
 
 void BenchMatmul(Harness* h) {
@@ -136,11 +211,25 @@ void BenchMatmul(Harness* h) {
   CheckMatmul(h, 20, 100, 99, bf16, f32, true, true);
   CheckMatmul(h, 33, 130, 257, f32, f32, true, false);
   CheckMatmul(h, 33, 130, 257, f32, f32, true, true);
+  for (int64_t m = 1; m <= 18; ++m) {
+    CheckGatedMatmul(h, m, 1 + 37 * m, 8 * (5 + 11 * m), bf16,
+                     static_cast<ActivationKind>(m % 6), m % 2 == 0,
+                     m % 5 == 0);
+  }
+  for (int kind = 0; kind <= 5; ++kind) {
+    for (const int64_t m : {3, 12})
+      CheckGatedMatmul(h, m, 2500, 264, bf16, static_cast<ActivationKind>(kind),
+                       true, false);
+  }
+  CheckGatedMatmul(h, 2, 14336, 512, bf16, ActivationKind::kSilu, false, false);
+  CheckGatedMatmul(h, 5, 90, 99, bf16, ActivationKind::kSilu, true, true);
+  CheckGatedMatmul(h, 5, 90, 99, f32, ActivationKind::kGelu, true, false);
   CheckInvariance(h, 100, 640, bf16);
   CheckInvariance(h, 100, 200, bf16);
   CheckInvariance(h, 64, 90, f32);
   if (!h->times_wanted()) return;
   TimeShape(h, 28672, 5120);
+  TimeGated(h, 14336, 5120);
   TimeShape(h, 5120, 14336);
   TimeShape(h, 6144, 5120);
   TimeShape(h, 5120, 4096);
