@@ -1,0 +1,277 @@
+// The all-reduce kernel with all ranks on one GPU, a stream each: few enough
+// blocks that they run together. Needs a GPU.
+#include <cuda_runtime.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/dtype.h"
+#include "worker/peer_reduce.h"
+
+namespace switchyard {
+namespace {
+
+#define ASSERT_CUDA(call) ASSERT_EQ((call), cudaSuccess)
+
+// A rank and its memory.
+struct Rank {
+  PeerBuffers buffers;
+  cudaStream_t stream = nullptr;
+  uint32_t* stop = nullptr;
+  std::byte* x = nullptr;
+};
+
+class PeerReduceTest : public testing::TestWithParam<int> {
+ protected:
+  static constexpr int64_t kSlotBytes = 256 * 1024;
+  // Eight ranks of two such grids fit on a GPU at once.
+  static constexpr PeerShape kShape = {/*threads=*/128, /*max_blocks=*/24};
+
+  static void SetUpTestSuite() {
+    // A hardware queue for every stream: kernels of different ranks must not
+    // wait for each other's launch.
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/1);
+  }
+
+  void SetUp() override {
+    ranks_.resize(GetParam());
+    for (Rank& rank : ranks_) {
+      PeerBuffers& b = rank.buffers;
+      b.rank = static_cast<int>(&rank - ranks_.data());
+      b.world_size = GetParam();
+      b.slot_bytes = kSlotBytes;
+      ASSERT_CUDA(
+          cudaStreamCreateWithFlags(&rank.stream, cudaStreamNonBlocking));
+      ASSERT_CUDA(cudaMalloc(&b.slots[b.rank], PeerSlotsBytes(b)));
+      ASSERT_CUDA(cudaMemset(b.slots[b.rank], 0xff, PeerSlotsBytes(b)));
+      ASSERT_CUDA(cudaMalloc(&b.state, sizeof(PeerState)));
+      ASSERT_CUDA(cudaMemset(b.state, 0, sizeof(PeerState)));
+      ASSERT_CUDA(cudaHostAlloc(&rank.stop, 4, cudaHostAllocMapped));
+      *rank.stop = 0;
+      b.stop = rank.stop;
+      ASSERT_CUDA(cudaMalloc(&rank.x, kSlotBytes + 64));
+    }
+    for (Rank& rank : ranks_)
+      for (Rank& peer : ranks_)
+        rank.buffers.slots[peer.buffers.rank] =
+            peer.buffers.slots[peer.buffers.rank];
+    ASSERT_CUDA(cudaDeviceSynchronize());
+  }
+
+  void TearDown() override {
+    for (Rank& rank : ranks_) __atomic_store_n(rank.stop, 1u, __ATOMIC_RELEASE);
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    for (Rank& rank : ranks_) {
+      cudaFree(rank.x);
+      cudaFree(rank.buffers.state);
+      cudaFree(rank.buffers.slots[rank.buffers.rank]);
+      cudaFreeHost(rank.stop);
+      cudaStreamDestroy(rank.stream);
+    }
+  }
+
+  int world_size() const { return GetParam(); }
+
+  // New numbers of unlike magnitudes, so that sums round.
+  std::vector<std::vector<float>> Draw(int64_t n) {
+    std::normal_distribution<float> normal;
+    std::uniform_int_distribution<int> exponent(-8, 8);
+    std::vector<std::vector<float>> all(world_size(), std::vector<float>(n));
+    for (auto& x : all)
+      for (float& v : x) v = std::ldexp(normal(random_), exponent(random_));
+    return all;
+  }
+
+  // Sums the ranks' numbers, which lie `offset` bytes behind an aligned
+  // address, and compares every rank's result with the sum in rank order, bit
+  // for bit.
+  void Check(const std::vector<std::vector<float>>& all, CollectiveType type,
+             int64_t offset, PeerShape shape) {
+    const int64_t n = all[0].size();
+    const bool bf16 = type == CollectiveType::kBfloat16;
+    const int64_t bytes = n * CollectiveTypeBytes(type);
+    const auto rounded = [&](float v) {
+      return bf16 ? BF16ToFloat(FloatToBF16(v)) : v;
+    };
+    for (int r = 0; r < world_size(); ++r) {
+      // What lies around the message must stay.
+      std::vector<std::byte> host(kSlotBytes + 64, std::byte{0xa5});
+      for (int64_t i = 0; i < n; ++i) {
+        const uint16_t half = FloatToBF16(all[r][i]);
+        if (bf16)
+          std::memcpy(&host[offset + 2 * i], &half, 2);
+        else
+          std::memcpy(&host[offset + 4 * i], &all[r][i], 4);
+      }
+      ASSERT_CUDA(cudaMemcpy(ranks_[r].x, host.data(), host.size(),
+                             cudaMemcpyHostToDevice));
+    }
+    for (Rank& rank : ranks_) {
+      const absl::Status status = LaunchPeerReduce(
+          rank.buffers, rank.x + offset, n, type, rank.stream, shape);
+      ASSERT_TRUE(status.ok()) << status;
+    }
+    for (Rank& rank : ranks_) ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+    for (Rank& rank : ranks_) {
+      std::vector<std::byte> host(kSlotBytes + 64);
+      ASSERT_CUDA(
+          cudaMemcpy(host.data(), rank.x, host.size(), cudaMemcpyDeviceToHost));
+      int64_t wrong = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        float want = rounded(all[0][i]);
+        for (int r = 1; r < world_size(); ++r) want += rounded(all[r][i]);
+        want = rounded(want);
+        float got;
+        if (bf16) {
+          uint16_t half;
+          std::memcpy(&half, &host[offset + 2 * i], 2);
+          got = BF16ToFloat(half);
+        } else {
+          std::memcpy(&got, &host[offset + 4 * i], 4);
+        }
+        wrong += std::isnan(want) ? !std::isnan(got)
+                                  : std::memcmp(&got, &want, 4) != 0;
+      }
+      EXPECT_EQ(wrong, 0) << "rank " << rank.buffers.rank << " of "
+                          << world_size() << ", " << n << " elements, offset "
+                          << offset << (bf16 ? ", bf16" : ", fp32");
+      for (int64_t i = 0; i < kSlotBytes + 64; ++i) {
+        if (i >= offset && i < offset + bytes) continue;
+        ASSERT_EQ(host[i], std::byte{0xa5}) << "byte " << i << " of " << bytes;
+      }
+    }
+  }
+
+  // Loads the kernel: that waits for kernels that run.
+  void WarmUp() { Check(Draw(1), CollectiveType::kFloat32, 0, kShape); }
+
+  std::vector<Rank> ranks_;
+  std::mt19937 random_{std::random_device()()};
+};
+
+TEST_P(PeerReduceTest, SumsInRankOrderWhateverTheSize) {
+  for (int64_t n : {1, 2, 3, 4, 5, 7, 8, 9, 33, 1000, 5119, 5120, 65536}) {
+    Check(Draw(n), CollectiveType::kFloat32, 0, kShape);
+    Check(Draw(n), CollectiveType::kBfloat16, 0, kShape);
+    // The count of blocks changes from message to message.
+    Check(Draw(n), CollectiveType::kFloat32, 0, {/*threads=*/32, 1});
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(PeerReduceTest, TakesAnyAlignmentOfWholeElements) {
+  for (int64_t n : {1, 6, 8, 1021}) {
+    Check(Draw(n), CollectiveType::kFloat32, 4, kShape);
+    Check(Draw(n), CollectiveType::kFloat32, 12, kShape);
+    Check(Draw(n), CollectiveType::kBfloat16, 2, kShape);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(PeerReduceTest, NumbersThatLookEmptyArrive) {
+  auto all = Draw(1000);
+  const uint32_t empty = kEmptyWord;
+  for (int64_t i = 0; i < 1000; i += 3)
+    std::memcpy(&all[i % world_size()][i], &empty, 4);
+  all[0][1] = std::numeric_limits<float>::infinity();
+  all[1][1] = -std::numeric_limits<float>::infinity();
+  all[1][4] = std::numeric_limits<float>::infinity();
+  Check(all, CollectiveType::kFloat32, 0, kShape);
+  // 0xffff is a NaN, too; two of them look empty.
+  for (int64_t i = 0; i < 1000; ++i) {
+    all[1][i] = 1.0f;
+    if (i % 6 < 2) std::memcpy(&all[1][i], &empty, 4);
+  }
+  EXPECT_EQ(FloatToBF16(all[1][0]), 0xffff);
+  Check(all, CollectiveType::kBfloat16, 0, kShape);
+}
+
+TEST_P(PeerReduceTest, AnElementsSumDoesNotDependOnItsNeighbours) {
+  const auto all = Draw(4096);
+  Check(all, CollectiveType::kFloat32, 0, kShape);
+  for (int64_t n : {1, 17, 2048}) {
+    std::vector<std::vector<float>> fewer;
+    for (const auto& x : all) fewer.emplace_back(x.begin(), x.begin() + n);
+    Check(fewer, CollectiveType::kFloat32, 0, kShape);
+  }
+}
+
+TEST_P(PeerReduceTest, GraphsReplayManyTimes) {
+  WarmUp();
+  constexpr int64_t kElements = 3000;
+  constexpr int kCalls = 9, kReplays = 300;
+  std::vector<cudaGraphExec_t> graphs;
+  for (Rank& rank : ranks_) {
+    ASSERT_CUDA(
+        cudaStreamBeginCapture(rank.stream, cudaStreamCaptureModeThreadLocal));
+    for (int call = 0; call < kCalls; ++call) {
+      ASSERT_TRUE(
+          LaunchPeerReduce(rank.buffers, rank.x, call % 2 == 0 ? kElements : 5,
+                           CollectiveType::kFloat32, rank.stream, kShape)
+              .ok());
+    }
+    cudaGraph_t graph;
+    ASSERT_CUDA(cudaStreamEndCapture(rank.stream, &graph));
+    graphs.emplace_back();
+    ASSERT_CUDA(cudaGraphInstantiate(&graphs.back(), graph, 0));
+    ASSERT_CUDA(cudaGraphDestroy(graph));
+  }
+  // Powers of two, so that a sum is a multiplication by the number of ranks.
+  std::vector<float> host(kElements);
+  std::vector<std::vector<float>> out(ranks_.size(),
+                                      std::vector<float>(kElements));
+  for (int replay = 0; replay < kReplays; ++replay) {
+    for (int64_t i = 0; i < kElements; ++i)
+      host[i] = std::ldexp(1.0f, (replay + i) % 13);
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      ASSERT_CUDA(cudaMemcpyAsync(ranks_[r].x, host.data(), kElements * 4,
+                                  cudaMemcpyHostToDevice, ranks_[r].stream));
+    }
+    for (size_t i = 0; i < ranks_.size(); ++i) {
+      const size_t r = (i + replay) % ranks_.size();  // another one is first
+      ASSERT_CUDA(cudaGraphLaunch(graphs[r], ranks_[r].stream));
+    }
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      ASSERT_CUDA(cudaMemcpyAsync(out[r].data(), ranks_[r].x, kElements * 4,
+                                  cudaMemcpyDeviceToHost, ranks_[r].stream));
+    }
+    for (Rank& rank : ranks_) ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+    for (const auto& x : out) {
+      for (int64_t i = 0; i < kElements; ++i) {
+        const int calls = i < 5 ? kCalls : (kCalls + 1) / 2;
+        const float want = host[i] * std::pow(world_size(), calls);
+        ASSERT_EQ(x[i], want) << "element " << i << ", replay " << replay;
+      }
+    }
+  }
+  for (cudaGraphExec_t graph : graphs) cudaGraphExecDestroy(graph);
+}
+
+TEST_P(PeerReduceTest, StoppingEndsKernelsThatWait) {
+  WarmUp();
+  Rank& rank = ranks_[0];
+  for (int call = 0; call < 200; ++call) {
+    ASSERT_TRUE(LaunchPeerReduce(rank.buffers, rank.x, 5120,
+                                 CollectiveType::kFloat32, rank.stream, kShape)
+                    .ok());
+  }
+  // No peer takes part, so it is not done whenever this is asked.
+  ASSERT_EQ(cudaStreamQuery(rank.stream), cudaErrorNotReady);
+  const auto start = std::chrono::steady_clock::now();
+  __atomic_store_n(rank.stop, 1u, __ATOMIC_RELEASE);
+  ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(1));
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, PeerReduceTest, testing::Values(2, 4, 8));
+
+}  // namespace
+}  // namespace switchyard

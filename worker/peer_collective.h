@@ -1,0 +1,46 @@
+// The collective of ranks whose GPUs reach each other's memory: NCCL's, with
+// all-reduces of short messages done by a kernel of our own.
+#ifndef SWITCHYARD_WORKER_PEER_COLLECTIVE_H_
+#define SWITCHYARD_WORKER_PEER_COLLECTIVE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "worker/collective.h"
+
+namespace switchyard {
+
+// The longest message that does not go to NCCL. Every rank sends its message to
+// every other one, so what NCCL's rings save grows with their number.
+inline constexpr int64_t PeerMessageLimit(int world_size) {
+  return (int64_t{8} << 20) / (world_size - 1) / 4096 * 4096;
+}
+
+struct PeerCollectiveOptions {
+  CollectiveOptions group;
+  // False: leave everything to NCCL. One such rank is enough for all.
+  bool own_all_reduce = true;
+};
+
+// Meets the peers as MakeNcclCollective does, then agrees with them: in groups
+// of 2, 4 or 8 ranks, each with a GPU of its own that reaches the memory of all
+// others, an all-reduce of at most PeerMessageLimit bytes is one PeerReduce
+// kernel (peer_reduce.h). Everything else, or everything if any rank objects,
+// goes to NCCL; a line of the log says which, and why.
+//
+// Short sums are formed in rank order, as the contract of collective.h has it,
+// while NCCL picks an order of its own.
+//
+// What nccl_collective.h says of streams, graphs and errors holds here too. In
+// addition a kernel that waits for a peer ends soon after Abort(), or after
+// NCCL has reported an error.
+//
+// Unimplemented in a build without CUDA.
+absl::StatusOr<std::unique_ptr<Collective>> MakePeerCollective(
+    const PeerCollectiveOptions& options, Rendezvous& rendezvous);
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_WORKER_PEER_COLLECTIVE_H_

@@ -1,0 +1,79 @@
+// The all-reduce kernel of ranks whose GPUs reach each other's memory: every
+// rank stores its message straight into the memory of all others, and sums what
+// arrives in its own. One kernel, no other synchronisation, no order of blocks.
+//
+// Words announce themselves: a place for a message holds kEmptyWord until the
+// sender's word is there, so a reader polls the data itself, and no flag
+// travels beside it. A data word that looks empty is a NaN, and is sent as
+// another NaN. Whoever has read a word empties its place.
+//
+// Messages alternate between two sets of places, by a count in device memory
+// that the kernel itself advances: nothing about a call is a parameter of its
+// launch, so a recorded graph may be replayed. Two sets are enough:
+//   A sends message m into B's set m % 2, in which message m-2 was. A's kernel
+//   of message m begins once A's kernel of message m-1 has ended, which had
+//   to see words of B's message m-1; B sent those in its kernel of message m-1,
+//   hence after its kernel of message m-2 had ended, with all places of that
+//   set emptied.
+//
+// Sums are formed in fp32 and in rank order, (((r0 + r1) + r2) + r3), whatever
+// the size of the message, and rounded once.
+#ifndef SWITCHYARD_WORKER_PEER_REDUCE_H_
+#define SWITCHYARD_WORKER_PEER_REDUCE_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "worker/collective.h"
+
+namespace switchyard {
+
+inline constexpr int kMaxPeerRanks = 8;
+inline constexpr int kMaxPeerBlocks = 264;
+inline constexpr uint32_t kEmptyWord = 0xffffffffu;
+
+// Of one rank, in its device memory. Zero before the first message.
+struct PeerState {
+  uint32_t turn[kMaxPeerBlocks];  // messages so far; all alike between kernels
+  uint32_t stopped;               // a kernel has seen `stop`
+};
+
+// What a rank's kernels work on. Plain pointers: ranks may share a process and
+// a GPU, if all their blocks fit on it together.
+struct PeerBuffers {
+  int rank = 0;
+  int world_size = 2;      // 2, 4 or 8
+  int64_t slot_bytes = 0;  // the largest message; a multiple of 16
+  // Where each rank receives: [2][world_size][slot_bytes] in its memory, by set
+  // and sender, all kEmptyWord before the first message.
+  std::byte* slots[kMaxPeerRanks] = {};
+  PeerState* state = nullptr;  // own
+  // Own, page-locked host memory that the device sees: once it is not 0,
+  // kernels that wait end soon, and this one and later ones leave `x`
+  // undefined.
+  const uint32_t* stop = nullptr;
+};
+
+inline constexpr int64_t PeerSlotsBytes(const PeerBuffers& buffers) {
+  return 2 * buffers.world_size * buffers.slot_bytes;
+}
+
+// How the kernel is spread over the GPU. Alike on all ranks, so that a block
+// only waits for the block of its own number.
+struct PeerShape {
+  int threads = 256;  // of a block; a multiple of 32, at most 512
+  int max_blocks = kMaxPeerBlocks;
+};
+
+// x <- the sum over ranks of x, in place. Any alignment of whole elements.
+// REQUIRES: 0 < num_elements * the type's bytes <= buffers.slot_bytes.
+absl::Status LaunchPeerReduce(const PeerBuffers& buffers, void* x,
+                              int64_t num_elements, CollectiveType type,
+                              cudaStream_t stream, PeerShape shape = {});
+
+}  // namespace switchyard
+
+#endif  // SWITCHYARD_WORKER_PEER_REDUCE_H_
