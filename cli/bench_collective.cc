@@ -1,8 +1,11 @@
 // switchyard bench collective: what an all-reduce costs, as the layers of a
 // tensor-parallel step meet it.
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,11 +18,16 @@
 #include "cli/bench_engine.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "kernels/dtype.h"
 #include "kernels/status.h"
 #include "worker/step_device.h"
 
 namespace switchyard {
 namespace {
+
+// As an algorithm: short messages take our own kernel.
+constexpr char kOneShot[] = "one-shot";
+constexpr int kMaxDrawRanks = 1024;
 
 struct CollectiveBenchOptions {
   RankOptions ranks;
@@ -34,7 +42,8 @@ struct CollectiveBenchOptions {
 
 struct SizeResult {
   int64_t bytes = 0;
-  StepTimes call;  // milliseconds of one all-reduce
+  StepTimes call;      // milliseconds of one all-reduce
+  bool exact = false;  // bit for bit what a sum in rank order gives
   bool graph = false;
 };
 
@@ -52,6 +61,64 @@ absl::StatusOr<std::vector<int64_t>> ParseSizes(
   return sizes;
 }
 
+// Element `index` of a rank's message: 24 random bits around zero, in one of
+// eight magnitudes, so that sums round.
+float Draw(uint64_t seed, int rank, int64_t index) {
+  uint64_t x = seed + (static_cast<uint64_t>(index) * kMaxDrawRanks + rank) *
+                          0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  x ^= x >> 31;
+  const auto signed24 = static_cast<int32_t>(x & 0xffffff) - 0x800000;
+  return std::ldexp(static_cast<float>(signed24),
+                    -20 + static_cast<int>(x >> 61));
+}
+
+// Sums new numbers over the ranks. True if the result is what a sum in rank
+// order gives, bit for bit; an error if an element is further off than the
+// rounding of any other order could bring it.
+absl::StatusOr<bool> CheckSum(const RankDevice& rank, std::byte* buffer,
+                              int64_t num_elements, CollectiveType type,
+                              uint64_t seed) {
+  const int world_size = rank.collective->world_size();
+  const bool bf16 = type == CollectiveType::kBfloat16;
+  const int64_t bytes = num_elements * CollectiveTypeBytes(type);
+  std::vector<float> fp32(num_elements);
+  std::vector<uint16_t> half(bf16 ? num_elements : 0);
+  const auto draw = [&](int of_rank, int64_t i) {
+    const float x = Draw(seed, of_rank, i);
+    return bf16 ? BF16ToFloat(FloatToBF16(x)) : x;
+  };
+  for (int64_t i = 0; i < num_elements; ++i) {
+    fp32[i] = draw(rank.collective->rank(), i);
+    if (bf16) half[i] = FloatToBF16(fp32[i]);
+  }
+  void* const host = bf16 ? static_cast<void*>(half.data()) : fp32.data();
+  SY_RETURN_IF_ERROR(rank.device->CopyToDevice(buffer, host, bytes));
+  SY_RETURN_IF_ERROR(rank.collective->AllReduceSum(buffer, num_elements, type,
+                                                   rank.device->stream()));
+  SY_RETURN_IF_ERROR(rank.device->CopyToHost(host, buffer, bytes));
+  SY_RETURN_IF_ERROR(rank.device->Synchronize());
+  bool exact = true;
+  const float epsilon = world_size * (bf16 ? 0x1p-8f : 0x1p-23f);
+  for (int64_t i = 0; i < num_elements; ++i) {
+    float want = draw(0, i), magnitude = std::abs(want);
+    for (int r = 1; r < world_size; ++r) {
+      const float x = draw(r, i);
+      want += x;
+      magnitude += std::abs(x);
+    }
+    const float got = bf16 ? BF16ToFloat(half[i]) : fp32[i];
+    if (!(std::abs(got - want) <= epsilon * magnitude)) {
+      return absl::InternalError(absl::StrCat(
+          "rank ", rank.collective->rank(), ", ", bytes, " bytes, element ", i,
+          ": the sum is ", got, " instead of ", want));
+    }
+    exact = exact && got == (bf16 ? BF16ToFloat(FloatToBF16(want)) : want);
+  }
+  return exact;
+}
+
 // This rank's part; the times are worth reporting on rank 0.
 absl::StatusOr<std::vector<SizeResult>> MeasureSizes(
     const CollectiveBenchOptions& options, std::string* device_name) {
@@ -64,11 +131,12 @@ absl::StatusOr<std::vector<SizeResult>> MeasureSizes(
   const std::unique_ptr<StepDevice> recorder =
       MakeStepDevice(rank.device.get());
   const bool graphs = options.graphs && recorder->has_graphs();
+  // New with every run, and the same on all ranks.
+  const uint64_t seed = std::hash<std::string>()(options.ranks.rendezvous_dir);
   std::vector<SizeResult> results;
   for (const int64_t bytes : sizes) {
     SY_ASSIGN_OR_RETURN(const DeviceBuffer buffer,
                         rank.device->Allocate(bytes));
-    SY_RETURN_IF_ERROR(rank.device->Fill(buffer.get(), 0, bytes));
     const auto run = [&]() -> absl::Status {
       for (int32_t i = 0; i < options.num_calls; ++i) {
         SY_RETURN_IF_ERROR(rank.collective->AllReduceSum(
@@ -77,7 +145,17 @@ absl::StatusOr<std::vector<SizeResult>> MeasureSizes(
       }
       return absl::OkStatus();
     };
-    SY_RETURN_IF_ERROR(run());  // the first connects
+    // The first connects. Then no sum that an earlier one left would do.
+    SY_ASSIGN_OR_RETURN(
+        bool exact, CheckSum(rank, buffer.get(),
+                             bytes / CollectiveTypeBytes(type), type, seed));
+    SY_ASSIGN_OR_RETURN(
+        const bool again,
+        CheckSum(rank, buffer.get(), bytes / CollectiveTypeBytes(type), type,
+                 seed + 1));
+    exact = exact && again;
+    SY_RETURN_IF_ERROR(rank.device->Fill(buffer.get(), 0, bytes));
+    SY_RETURN_IF_ERROR(run());
     SY_RETURN_IF_ERROR(rank.device->Synchronize());
     std::unique_ptr<StepGraph> graph;
     if (graphs) {
@@ -94,7 +172,8 @@ absl::StatusOr<std::vector<SizeResult>> MeasureSizes(
       ms.push_back(absl::ToDoubleMilliseconds(absl::Now() - start) /
                    options.num_calls);
     }
-    results.push_back({bytes, Summarize(std::move(ms)), graph != nullptr});
+    results.push_back(
+        {bytes, Summarize(std::move(ms)), exact, graph != nullptr});
   }
   return results;
 }
@@ -108,6 +187,7 @@ nlohmann::json ToJson(const SizeResult& result, const std::string& algorithm,
           {"p10_us", 1e3 * result.call.p10_ms},
           {"p90_us", 1e3 * result.call.p90_ms},
           {"graph", result.graph},
+          {"exact", result.exact},
           // What each rank's links carry in a ring.
           {"bus_gbps",
            2.0 * (world_size - 1) / world_size * result.bytes / us / 1e3}};
@@ -119,7 +199,7 @@ absl::StatusOr<nlohmann::json> RunAlgorithm(
     const std::string& algorithm, const std::vector<std::string>& args) {
   unsetenv("NCCL_ALGO");
   unsetenv("NCCL_PROTO");
-  if (algorithm != "default") {
+  if (algorithm != "default" && algorithm != kOneShot) {
     const std::vector<std::string> parts = absl::StrSplit(algorithm, '/');
     setenv("NCCL_ALGO", parts[0].c_str(), 1);
     if (parts.size() > 1) setenv("NCCL_PROTO", parts[1].c_str(), 1);
@@ -130,6 +210,8 @@ absl::StatusOr<nlohmann::json> RunAlgorithm(
   std::vector<std::string> command = {"bench", "collective"};
   command.insert(command.end(), args.begin(), args.end());
   command.push_back("--algorithms=default");
+  command.push_back(algorithm == kOneShot ? "--all-reduce=auto"
+                                          : "--all-reduce=nccl");
   command.push_back("--json=" + path);
   SY_ASSIGN_OR_RETURN(const std::unique_ptr<Subprocess> process,
                       Subprocess::Start(command));
@@ -144,17 +226,18 @@ absl::StatusOr<nlohmann::json> RunAlgorithm(
 }
 
 void PrintRow(const std::string& algorithm, const nlohmann::json& row) {
-  std::printf("%-16s %10lld %10.2f %10.2f %10.2f %9.1f %6s\n",
+  std::printf("%-16s %10lld %10.2f %10.2f %10.2f %9.1f %6s %6s\n",
               algorithm.c_str(), row["bytes"].get<long long>(),
               row["median_us"].get<double>(), row["p10_us"].get<double>(),
               row["p90_us"].get<double>(), row["bus_gbps"].get<double>(),
-              row["graph"].get<bool>() ? "yes" : "no");
+              row["graph"].get<bool>() ? "yes" : "no",
+              row["exact"].get<bool>() ? "yes" : "no");
   std::fflush(stdout);
 }
 
 void PrintHeading() {
-  std::printf("%-16s %10s %10s %10s %10s %9s %6s\n", "algorithm", "bytes", "us",
-              "p10", "p90", "bus GB/s", "graph");
+  std::printf("%-16s %10s %10s %10s %10s %9s %6s %6s\n", "algorithm", "bytes",
+              "us", "p10", "p90", "bus GB/s", "graph", "exact");
 }
 
 absl::Status RunAll(const CollectiveBenchOptions& options,
@@ -213,14 +296,17 @@ int BenchCollective(absl::Span<const std::string> args) {
   FlagSet flags("switchyard bench collective",
                 "Times the all-reduce of tensor-parallel ranks, a process "
                 "each, in runs as long as those of a decode step;\non GPUs "
-                "inside a CUDA graph. NCCL's algorithms are compared in "
-                "processes of their own.",
+                "inside a CUDA graph. Algorithms are compared in processes of "
+                "their own. Every size is\nchecked with random numbers first: "
+                "exact means the very bits of a sum in rank order.",
                 "[flags]");
   AddRankFlags(&options.ranks, &flags);
   flags.Section("What is measured");
   flags.List("sizes", &options.sizes, "BYTES,...", "of the reduced vector");
   flags.List("algorithms", &options.algorithms, "A,A/P,...",
-             "default, or NCCL_ALGO and NCCL_PROTO: Ring/LL, Tree/Simple, ...");
+             "one-shot: our own kernel where messages are short; default: "
+             "NCCL's choice; or NCCL_ALGO and NCCL_PROTO: Ring/LL, "
+             "Tree/Simple, ...; default alone obeys --all-reduce");
   flags.Int("calls", &options.num_calls, 1, 1 << 16, "of a run");
   flags.Int("repeats", &options.num_repeats, 1, 1 << 16, "runs that are timed");
   flags.Bool("bf16", &options.bf16, "else fp32, as the residual stream is");

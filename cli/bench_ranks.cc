@@ -14,7 +14,7 @@
 #include "cli/file_rendezvous.h"
 #include "kernels/status.h"
 #include "worker/gloo_collective.h"
-#include "worker/nccl_collective.h"
+#include "worker/peer_collective.h"
 
 namespace switchyard {
 namespace {
@@ -32,6 +32,9 @@ void AddRankFlags(RankOptions* options, FlagSet* flags) {
                 "what they run on; auto: CUDA if there is any");
   flags->Int("threads", &options->threads, 0, 1024,
              "of each rank on the CPU; 0: all cores, shared out");
+  flags->Choice("all-reduce", &options->all_reduce, {"auto", "nccl"},
+                "between GPUs; auto: a kernel of our own for short messages "
+                "where they reach each other's memory");
   flags->Int("rank", &options->rank, 0, 1023,
              "set for the processes that this one starts");
   flags->String("rendezvous", &options->rendezvous_dir, "DIR",
@@ -114,10 +117,15 @@ absl::StatusOr<RankDevice> JoinRanks(const RankOptions& options) {
   collective.world_size = options.world_size;
   collective.connect_timeout = kConnect;
   FileRendezvous rendezvous(options.rendezvous_dir);
-  const CollectiveFactory make = joined.device->type() == DeviceType::kCuda
-                                     ? MakeNcclCollective
-                                     : MakeGlooCollective;
-  SY_ASSIGN_OR_RETURN(joined.collective, make(collective, rendezvous));
+  if (joined.device->type() == DeviceType::kCuda) {
+    SY_ASSIGN_OR_RETURN(
+        joined.collective,
+        MakePeerCollective({collective, options.all_reduce == "auto"},
+                           rendezvous));
+  } else {
+    SY_ASSIGN_OR_RETURN(joined.collective,
+                        MakeGlooCollective(collective, rendezvous));
+  }
   return joined;
 }
 

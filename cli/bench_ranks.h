@@ -24,12 +24,14 @@ struct RankOptions {
   int world_size = 1;
   std::string device = "auto";
   int threads = 0;  // of a rank on the CPU; 0: all cores, shared out
+  std::string all_reduce = "auto";  // or nccl: without our own kernel
   // Set by BenchRanks in the processes that it starts.
   int rank = 0;
   std::string rendezvous_dir;
 };
 
-// --tensor-parallel-size, --device, --threads and what BenchRanks passes on.
+// --tensor-parallel-size, --device, --threads, --all-reduce and what BenchRanks
+// passes on.
 void AddRankFlags(RankOptions* options, FlagSet* flags);
 
 // A directory of its own that goes, with the files in it, when this does.

@@ -53,6 +53,7 @@ struct LocalWorkersOptions {
   int world_size = 1;
   std::string device = "auto";
   int threads = 0;  // per worker; 0: the machine's cores, shared out
+  std::string all_reduce = "auto";
   std::vector<std::string> log_flags;
   std::string group_token_file;
 };
@@ -128,6 +129,7 @@ class LocalWorkers {
         "--port=0",
         absl::StrCat("--device=", device),
         absl::StrCat("--threads=", threads),
+        absl::StrCat("--all-reduce=", options.all_reduce),
         absl::StrCat("--group-token-file=", options.group_token_file),
         "--exit-with-parent"};
     arguments.insert(arguments.end(), options.log_flags.begin(),
@@ -159,6 +161,9 @@ int ServeCommand(absl::Span<const std::string> args) {
                "what they run on; auto: CUDA if there is any");
   flags.Int("threads", &local.threads, 0, 1024,
             "of each rank on the CPU; 0: all cores but one, shared out");
+  flags.Choice("all-reduce", &local.all_reduce, {"auto", "nccl"},
+               "between GPUs; auto: a kernel of our own for short messages "
+               "where they reach each other's memory");
   AddEngineFlags(&options, &flags);
   if (std::optional<int> code = flags.ParseOrExitCode(args)) return *code;
   StartLog(options);

@@ -7,7 +7,7 @@
 #include "kernels/status.h"
 #include "worker/executor.h"
 #include "worker/gloo_collective.h"
-#include "worker/nccl_collective.h"
+#include "worker/peer_collective.h"
 #include "worker/worker_main.h"
 
 namespace switchyard {
@@ -20,12 +20,12 @@ absl::StatusOr<WorkerBackend> MakeBackend(const WorkerOptions& options) {
   backend.make_collective = MakeGlooCollective;
   if (device->type() == DeviceType::kCuda) {
     backend.make_collective =
-        [device = device.get()](const CollectiveOptions& collective,
-                                Rendezvous& rendezvous)
+        [device = device.get(), own_all_reduce = options.own_all_reduce](
+            const CollectiveOptions& collective, Rendezvous& rendezvous)
         -> absl::StatusOr<std::unique_ptr<Collective>> {
       // NCCL takes the thread's current GPU, which this makes the rank's.
       SY_RETURN_IF_ERROR(device->Synchronize());
-      return MakeNcclCollective(collective, rendezvous);
+      return MakePeerCollective({collective, own_all_reduce}, rendezvous);
     };
   }
   backend.executor = std::make_unique<Executor>(std::move(device));

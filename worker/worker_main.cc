@@ -109,6 +109,8 @@ usage: switchyard worker [flags]
   --listen ADDRESS         address to listen on; 0.0.0.0 for all (default 127.0.0.1)
   --device DEVICE          auto, cpu, cuda or cuda:N (default auto: CUDA if there is one)
   --threads N              threads of the CPU device (default: as many as there are cores)
+  --all-reduce auto|nccl   auto: short messages between GPUs of one host that reach each other's memory
+                           take a kernel of our own, everything else NCCL (default auto)
   --collective-timeout S   seconds that a step waits for a silent peer (default 20)
   --health-port N          port for grpc.health.v1 in plaintext, for probes; 0 picks one (default: none)
   --group-tls-cert FILE    our certificate, for coordinator and ranks (PEM); read again when it changes
@@ -149,6 +151,7 @@ absl::StatusOr<WorkerOptions> ParseWorkerOptions(
     const auto file = files.find(flag);
     if (file == files.end() && flag != "--port" && flag != "--health-port" &&
         flag != "--listen" && flag != "--device" && flag != "--threads" &&
+        flag != "--all-reduce" &&
         flag != "--collective-timeout" && flag != "--log-format" &&
         flag != "--log-level") {
       return absl::InvalidArgumentError(absl::StrCat(
@@ -168,6 +171,12 @@ absl::StatusOr<WorkerOptions> ParseWorkerOptions(
       const absl::Status known = CheckDevice(*value);
       if (!known.ok()) return known;
       options.device = *value;
+    } else if (flag == "--all-reduce") {
+      if (*value != "auto" && *value != "nccl") {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "--all-reduce is \"", *value, "\"; it must be auto or nccl"));
+      }
+      options.own_all_reduce = *value == "auto";
     } else if (flag == "--log-format") {
       const std::optional<LogFormat> format = ParseLogFormat(*value);
       if (!format.has_value()) {

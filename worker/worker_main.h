@@ -21,8 +21,9 @@ struct WorkerOptions {
   std::optional<int> health_port;    // 0 picks one; none: no such port
   std::string device = "auto";       // auto, cpu, cuda or cuda:N
   int num_threads = 0;               // of the CPU device; 0: its choice
+  bool own_all_reduce = true;        // see PeerCollectiveOptions
   absl::Duration collective_timeout = absl::Seconds(20);
-  ClientFiles group;               // see WorkerServiceOptions
+  ClientFiles group;  // see WorkerServiceOptions
   bool exit_with_parent = false;
   LogFormat log_format = LogFormat::kText;
   LogLevel log_level = LogLevel::kInfo;

@@ -14,7 +14,8 @@ TEST(ParseWorkerOptions, ReadsEveryFlag) {
   const absl::StatusOr<WorkerOptions> options =
       ParseWorkerOptions({"--port", "0", "--listen=0.0.0.0", "--device",
                           "cuda:1", "--threads=3", "--collective-timeout", "5",
-                          "--exit-with-parent", "--health-port=9002"});
+                          "--exit-with-parent", "--health-port=9002",
+                          "--all-reduce=nccl"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->port, 0);
   EXPECT_EQ(options->listen, "0.0.0.0");
@@ -23,7 +24,9 @@ TEST(ParseWorkerOptions, ReadsEveryFlag) {
   EXPECT_EQ(options->collective_timeout, absl::Seconds(5));
   EXPECT_TRUE(options->exit_with_parent);
   EXPECT_EQ(options->health_port, 9002);
+  EXPECT_FALSE(options->own_all_reduce);
   EXPECT_FALSE(options->help);
+  EXPECT_TRUE(ParseWorkerOptions({})->own_all_reduce);
   EXPECT_FALSE(ParseWorkerOptions({})->health_port.has_value());
 }
 
@@ -35,6 +38,7 @@ TEST(ParseWorkerOptions, NamesTheBadFlag) {
       {{"--health-port", "-1"}, "--health-port"},
       {{"--threads=0"}, "--threads"},
       {{"--device", "tpu"}, "--device"},
+      {{"--all-reduce", "gloo"}, "--all-reduce"},
       {{"--device", "cuda:"}, "--device"},
       {{"--collective-timeout=0"}, "--collective-timeout"},
       {{"--exit-with-parent=1"}, "--exit-with-parent"},
@@ -51,7 +55,7 @@ TEST(ParseWorkerOptions, NamesTheBadFlag) {
 TEST(WorkerHelp, ListsEveryFlag) {
   for (const char* flag :
        {"--port", "--listen", "--device", "--threads", "--collective-timeout",
-        "--exit-with-parent", "--health-port"}) {
+        "--all-reduce", "--exit-with-parent", "--health-port"}) {
     EXPECT_TRUE(absl::StrContains(WorkerHelp(), flag)) << flag;
   }
 }
