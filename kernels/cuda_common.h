@@ -3,8 +3,22 @@
 //
 // Every kernel is launched so that it may start while its predecessor in the
 // stream still runs. It must therefore call GridWait() in every thread before
-// it reads what another kernel wrote, or writes anything at all; before that it
-// may only read weights. GridTrigger() lets the successor start early.
+// it reads what another kernel of the step wrote, or writes anything at all.
+// GridTrigger() lets the successor start early.
+//
+// Before GridWait a kernel may read what no kernel of the same step writes:
+// weights; what is uploaded for the step (lengths, offsets, tables, cache ids);
+// and keys, values and recurrent states as earlier steps left them. A step is a
+// run of launches that begins with a copy, a fill or a graph launch. Only the
+// edge from one kernel to the next is programmatic: a kernel after a copy, a
+// fill or the start of a graph starts when all before it has completed, and
+// each later one of the step starts after that one has. A caller that launches
+// the same op twice on the same cache without one of these between breaks the
+// rule.
+//
+// Blocks that have nothing to do may return without GridWait, but one block of
+// every kernel must wait, or its successors would not wait for its
+// predecessors.
 #ifndef SWITCHYARD_KERNELS_CUDA_COMMON_H_
 #define SWITCHYARD_KERNELS_CUDA_COMMON_H_
 

@@ -11,6 +11,14 @@
 // A (sequence, head) that falls to one block is finished there; otherwise every
 // block leaves a partial (maximum, sum, output), and the last to arrive merges
 // them in block order, so that bits do not depend on who was last.
+//
+// Before GridWait a block finds its share and fills its stages: the lengths and
+// tables were uploaded, and cached positions written, before this step (see
+// cuda_common.h). What this kernel itself appends is never read as cached: a
+// new token goes to position `context`, past the positions read; in a ring its
+// place was that of a position at least a whole window before it, which it no
+// longer sees. Sequences of the same step that are not decoding write blocks of
+// their own.
 #include <algorithm>
 
 #include "kernels/backends.h"
@@ -85,30 +93,49 @@ struct SeqSpan {
   }
 };
 
+// The line of units cut into one contiguous share a block, the first `longer`
+// of which have one unit more.
+struct Shares {
+  int32_t blocks, units, longer;
+  __device__ __forceinline__ Shares(int32_t total, int32_t max_blocks)
+      : blocks(min(max_blocks, max(1, total / kMinUnits))),
+        units(total / blocks),
+        longer(total - units * blocks) {}
+  __device__ __forceinline__ int32_t Begin(int32_t block) const {
+    return block * units + min(block, longer);
+  }
+  __device__ __forceinline__ int32_t OwnerOf(int32_t index) const {
+    const int32_t rest = index - longer * (units + 1);
+    return rest < 0 ? index / (units + 1) : longer + rest / units;
+  }
+};
+
 // A place on the line of units.
 struct Cursor {
   int32_t seq, head, unit;
   SeqSpan span;
 
   __device__ __forceinline__ Cursor(const DecodeParams& p,
-                                    const int32_t* units_before, int64_t index)
+                                    const int32_t* units_before, int32_t index)
       : span(0, 0) {
     int32_t low = 0, high = p.num_seqs - 1;
     while (low < high) {
       const int32_t middle = (low + high + 1) / 2;
-      if (int64_t{units_before[middle]} * p.num_kv_heads <= index)
+      if (units_before[middle] * p.num_kv_heads <= index)
         low = middle;
       else
         high = middle - 1;
     }
     seq = low;
     span = SeqSpan(p.context_lens[seq], p.window);
-    const int64_t rest = index - int64_t{units_before[low]} * p.num_kv_heads;
-    head = static_cast<int32_t>(rest / span.units);
-    unit = static_cast<int32_t>(rest % span.units);
+    const int32_t rest = index - units_before[low] * p.num_kv_heads;
+    head = rest / span.units;
+    unit = rest - head * span.units;
   }
   __device__ __forceinline__ void Advance(const DecodeParams& p) {
-    if (++unit < span.units) return;
+    if (++unit == span.units) NextHead(p);
+  }
+  __device__ __forceinline__ void NextHead(const DecodeParams& p) {
     unit = 0;
     if (++head < p.num_kv_heads) return;
     head = 0;
@@ -140,14 +167,35 @@ __device__ __forceinline__ void RotatePair(uint32_t& first, uint32_t& second,
       PackBf16(b.x * cosine.x + a.x * sine.x, b.y * cosine.y + a.y * sine.y);
 }
 
+// Loads and rotates the queries. With `with_new` the softmax starts with the
+// new token, whose rotated key and value are appended to the cache; else with
+// nothing.
 template <int D, bool Big>
-__device__ __forceinline__ void LoadQuery(const DecodeParams& p,
-                                          const Cursor& at,
-                                          State<D, Big>& state) {
+__device__ __forceinline__ void StartSegment(const DecodeParams& p,
+                                             const Cursor& at, bool with_new,
+                                             State<D, Big>& state) {
+  constexpr int kRows = State<D, Big>::kRows;
   const int lane = threadIdx.x % kWarpSize, column = lane % 4 * 2;
-  const float* angles = p.rope_table + int64_t{at.span.context} * D;
+  const int32_t position = at.span.context;
+  // Every load before the first use or store, as far as registers go: one
+  // latency instead of three.
+  constexpr bool kValueEarly = D <= 128;
+  uint32_t key[D / 8], value[D / 8];
+  const auto load_value = [&] {
+    const bf16* v = p.v + at.seq * p.v_stride + int64_t{at.head} * D + column;
 #pragma unroll
-  for (int half = 0; half < State<D, Big>::kRows; ++half) {
+    for (int j = 0; j < D / 8; ++j)
+      value[j] = *reinterpret_cast<const uint32_t*>(v + j * 8);
+  };
+  if (with_new) {
+    const bf16* k = p.k + at.seq * p.k_stride + int64_t{at.head} * D + column;
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j)
+      key[j] = *reinterpret_cast<const uint32_t*>(k + j * 8);
+    if constexpr (kValueEarly) load_value();
+  }
+#pragma unroll
+  for (int half = 0; half < kRows; ++half) {
     const int row = lane / 4 + half * 8;
     const bf16* q = p.q + at.seq * p.q_stride +
                     int64_t{at.head * p.group + row} * D + column;
@@ -156,84 +204,65 @@ __device__ __forceinline__ void LoadQuery(const DecodeParams& p,
       state.q[j][half] =
           row < p.group ? *reinterpret_cast<const uint32_t*>(q + j * 8) : 0;
   }
+  const float* angles = p.rope_table + int64_t{position} * D + column;
 #pragma unroll
   for (int j = 0; j < D / 16; ++j) {
-    const float2 cosine =
-        *reinterpret_cast<const float2*>(angles + j * 8 + column);
+    const float2 cosine = *reinterpret_cast<const float2*>(angles + j * 8);
     const float2 sine =
-        *reinterpret_cast<const float2*>(angles + D / 2 + j * 8 + column);
+        *reinterpret_cast<const float2*>(angles + D / 2 + j * 8);
 #pragma unroll
-    for (int half = 0; half < State<D, Big>::kRows; ++half)
+    for (int half = 0; half < kRows; ++half)
       RotatePair(state.q[j][half], state.q[j + D / 16][half], cosine, sine);
+    if (with_new) RotatePair(key[j], key[j + D / 16], cosine, sine);
   }
+  if (!with_new) {
 #pragma unroll
-  for (int half = 0; half < State<D, Big>::kRows; ++half) {
-    state.top[half] = -INFINITY;
-    state.sum[half] = 0;
+    for (int half = 0; half < kRows; ++half) {
+      state.top[half] = -INFINITY;
+      state.sum[half] = 0;
+    }
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) state.out[j][e] = 0;
+    }
+    return;
   }
+
+  if constexpr (!kValueEarly) load_value();
+  std::byte* to =
+      p.paging.Key(p.paging.Id(at.seq, position), at.head, position);
+  bf16* key_out = reinterpret_cast<bf16*>(to) + column;
+  bf16* value_out =
+      reinterpret_cast<bf16*>(to + p.paging.ValueOffset()) + column;
+  float score[kRows] = {};
 #pragma unroll
   for (int j = 0; j < D / 8; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) state.out[j][e] = 0;
-  }
-}
-
-// The new token: appends its rotated key and its value to the cache, and
-// starts the softmax with it.
-template <int D, bool Big>
-__device__ __forceinline__ void AttendNew(const DecodeParams& p,
-                                          const Cursor& at,
-                                          State<D, Big>& state) {
-  const int lane = threadIdx.x % kWarpSize, column = lane % 4 * 2;
-  const int32_t position = at.span.context;
-  const float* angles = p.rope_table + int64_t{position} * D;
-  const bf16* k = p.k + at.seq * p.k_stride + int64_t{at.head} * D + column;
-  const bf16* v = p.v + at.seq * p.v_stride + int64_t{at.head} * D + column;
-  std::byte* key =
-      p.paging.Key(p.paging.Id(at.seq, position), at.head, position);
-  bf16* key_out = reinterpret_cast<bf16*>(key) + column;
-  bf16* value_out =
-      reinterpret_cast<bf16*>(key + p.paging.ValueOffset()) + column;
-  float score[State<D, Big>::kRows] = {};
-#pragma unroll
-  for (int j = 0; j < D / 16; ++j) {
-    uint32_t first = *reinterpret_cast<const uint32_t*>(k + j * 8);
-    uint32_t second = *reinterpret_cast<const uint32_t*>(k + D / 2 + j * 8);
-    RotatePair(
-        first, second,
-        *reinterpret_cast<const float2*>(angles + j * 8 + column),
-        *reinterpret_cast<const float2*>(angles + D / 2 + j * 8 + column));
     if (lane < 4) {
-      *reinterpret_cast<uint32_t*>(key_out + j * 8) = first;
-      *reinterpret_cast<uint32_t*>(key_out + D / 2 + j * 8) = second;
+      *reinterpret_cast<uint32_t*>(key_out + j * 8) = key[j];
+      *reinterpret_cast<uint32_t*>(value_out + j * 8) = value[j];
     }
-    const float2 a = UnpackBf16(first), b = UnpackBf16(second);
+    const float2 a = UnpackBf16(key[j]), b = UnpackBf16(value[j]);
 #pragma unroll
-    for (int half = 0; half < State<D, Big>::kRows; ++half) {
+    for (int half = 0; half < kRows; ++half) {
       const float2 x = UnpackBf16(state.q[j][half]);
-      const float2 y = UnpackBf16(state.q[j + D / 16][half]);
-      score[half] += x.x * a.x + x.y * a.y + y.x * b.x + y.y * b.y;
+      score[half] += x.x * a.x + x.y * a.y;
     }
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      state.out[j][e] = e >= 2 && !Big ? 0.0f : e % 2 == 0 ? b.x : b.y;
   }
 #pragma unroll
-  for (int half = 0; half < State<D, Big>::kRows; ++half) {
+  for (int half = 0; half < kRows; ++half) {
     score[half] += __shfl_xor_sync(kFullWarp, score[half], 1);
     score[half] += __shfl_xor_sync(kFullWarp, score[half], 2);
     state.top[half] = score[half] * p.scale;
     state.sum[half] = lane % 4 == 0 ? 1.0f : 0.0f;
   }
-#pragma unroll
-  for (int j = 0; j < D / 8; ++j) {
-    const uint32_t pair = *reinterpret_cast<const uint32_t*>(v + j * 8);
-    if (lane < 4) *reinterpret_cast<uint32_t*>(value_out + j * 8) = pair;
-    const float2 x = UnpackBf16(pair);
-    state.out[j][0] = x.x;
-    state.out[j][1] = x.y;
-    if constexpr (Big) {
-      state.out[j][2] = x.x;
-      state.out[j][3] = x.y;
-    }
-  }
+}
+
+__device__ __forceinline__ void PrefetchL2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
 // Starts the copy of one warp's 16 keys and values; positions the token does
@@ -345,10 +374,14 @@ __device__ __forceinline__ void AttendTile(const DecodeParams& p,
   }
 }
 
-// The block that owns a unit; blocks own [block * total / blocks, ...).
-__device__ __forceinline__ int32_t OwnerOf(int64_t index, int64_t total,
-                                           int64_t blocks) {
-  return static_cast<int32_t>(((index + 1) * blocks - 1) / total);
+__device__ __forceinline__ int32_t AddReleaseAcquire(int32_t* counter,
+                                                     int32_t x) {
+  int32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(counter), "r"(x)
+               : "memory");
+  return before;
 }
 
 // Joins the warps' states; then writes the output, or a partial and, as the
@@ -356,8 +389,9 @@ __device__ __forceinline__ int32_t OwnerOf(int64_t index, int64_t total,
 // shared: [kWarps][group][D] floats, then [kWarps][group] (maximum, sum).
 template <int D, bool Big>
 __device__ void Finish(const DecodeParams& p, const Cursor& at,
-                       State<D, Big>& state, float* shared, int64_t first_unit,
-                       int64_t begin, int64_t total, int32_t blocks) {
+                       State<D, Big>& state, float* shared,
+                       const Shares& shares, int32_t first_unit) {
+  constexpr int kPartsAtOnce = D <= 128 ? 16 : 8;  // whose loads overlap
   __shared__ bool is_last;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   float2* shared_sum = reinterpret_cast<float2*>(shared + kWarps * p.group * D);
@@ -377,11 +411,17 @@ __device__ void Finish(const DecodeParams& p, const Cursor& at,
   }
   __syncthreads();
 
-  const int64_t last_unit = first_unit + at.span.units - 1;
-  const int32_t first_block = OwnerOf(first_unit, total, blocks);
-  const int32_t num_parts = OwnerOf(last_unit, total, blocks) - first_block + 1;
-  const int32_t slot = begin >= first_unit ? 0 : 1;
-  const int64_t part = (int64_t{blockIdx.x} * 2 + slot) * p.group;
+  const int32_t last_unit = first_unit + at.span.units - 1;
+  const int32_t first_block = shares.OwnerOf(first_unit);
+  const int32_t num_parts = shares.OwnerOf(last_unit) - first_block + 1;
+  // A block's share may begin in the (sequence, head) before this one; all but
+  // the first block's here begin in this one.
+  const int32_t first_slot = shares.Begin(first_block) < first_unit ? 1 : 0;
+  const auto part_of = [&](int32_t index) {
+    const int32_t slot = index == 0 ? first_slot : 0;
+    return (int64_t{first_block + index} * 2 + slot) * p.group;
+  };
+  const int64_t part = part_of(static_cast<int32_t>(blockIdx.x) - first_block);
   bf16* out = p.out + at.seq * p.out_stride + int64_t{at.head} * p.group * D;
   for (int i = threadIdx.x; i < p.group * (D / 4); i += kThreads) {
     const int row = i / (D / 4), column = i % (D / 4) * 4;
@@ -411,40 +451,48 @@ __device__ void Finish(const DecodeParams& p, const Cursor& at,
     }
   }
   if (num_parts > 1) {
-    __threadfence();
     __syncthreads();
     int32_t* counter = p.counters + at.seq * p.num_kv_heads + at.head;
     if (threadIdx.x == 0) {
-      is_last = atomicAdd(counter, 1) == num_parts - 1;
+      is_last = AddReleaseAcquire(counter, 1) == num_parts - 1;
       if (is_last) *counter = 0;
-      __threadfence();
     }
     __syncthreads();
     if (is_last) {
-      // Block b took this segment in slot 0 if its share begins within it.
-      const auto part_of = [&](int32_t b) {
-        const int64_t b_begin = b * total / blocks;
-        return (int64_t{b} * 2 + (b_begin >= first_unit ? 0 : 1)) * p.group;
-      };
       for (int i = threadIdx.x; i < p.group * (D / 4); i += kThreads) {
         const int row = i / (D / 4), column = i % (D / 4) * 4;
-        float top = -INFINITY;
-        for (int32_t b = 0; b < num_parts; ++b)
-          top = fmaxf(top,
-                      __ldcg(&p.partial_sum[part_of(first_block + b) + row]).x);
-        float sum = 0, x[4] = {};
-#pragma unroll 4
-        for (int32_t b = 0; b < num_parts; ++b) {
-          const int64_t from = part_of(first_block + b) + row;
-          const float2 s = __ldcg(&p.partial_sum[from]);
-          const float4 y = __ldcg(reinterpret_cast<const float4*>(
-              p.partial_out + from * D + column));
-          const float weight = exp2f(s.x - top);
-          sum += s.y * weight;
-          x[0] += y.x * weight;
-          x[1] += y.y * weight;
-          x[2] += y.z * weight;
-          x[3] += y.w * weight;
+        float top = -INFINITY, sum = 0, x[4] = {};
+        for (int32_t first = 0; first < num_parts; first += kPartsAtOnce) {
+          float2 s[kPartsAtOnce];
+          float4 y[kPartsAtOnce];
+#pragma unroll
+          for (int b = 0; b < kPartsAtOnce; ++b) {
+            s[b] = make_float2(-INFINITY, 0);
+            y[b] = make_float4(0, 0, 0, 0);
+            if (first + b >= num_parts) continue;
+            const int64_t from = part_of(first + b) + row;
+            s[b] = __ldcg(&p.partial_sum[from]);
+            y[b] = __ldcg(reinterpret_cast<const float4*>(p.partial_out +
+                                                          from * D + column));
+          }
+          float new_top = top;
+#pragma unroll
+          for (int b = 0; b < kPartsAtOnce; ++b)
+            new_top = fmaxf(new_top, s[b].x);
+          const float shrink = exp2f(top - new_top);
+          top = new_top;
+          sum *= shrink;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) x[e] *= shrink;
+#pragma unroll
+          for (int b = 0; b < kPartsAtOnce; ++b) {
+            const float weight = exp2f(s[b].x - top);
+            sum += s[b].y * weight;
+            x[0] += y[b].x * weight;
+            x[1] += y[b].y * weight;
+            x[2] += y[b].z * weight;
+            x[3] += y[b].w * weight;
+          }
         }
 #pragma unroll
         for (int e = 0; e < 4; ++e) x[e] /= sum;
@@ -499,18 +547,16 @@ __global__ void __launch_bounds__(kThreads, D <= 128 ? 2 : 1)
   int32_t* units_before =
       reinterpret_cast<int32_t*>(merge + kWarps * p.group * (D + 2));
   GridTrigger();
-  GridWait();
   CountUnits(p, units_before);
 
-  const int64_t total = int64_t{units_before[p.num_seqs]} * p.num_kv_heads;
-  const int32_t blocks = static_cast<int32_t>(
-      min(int64_t{gridDim.x}, max(int64_t{1}, total / kMinUnits)));
-  if (blockIdx.x >= blocks) return;
-  const int64_t begin = blockIdx.x * total / blocks;
-  const int64_t end = (blockIdx.x + 1) * total / blocks;
+  const Shares shares(units_before[p.num_seqs] * p.num_kv_heads, gridDim.x);
+  // Block 0 always has work and waits, so the kernel ends after the one before.
+  if (blockIdx.x >= shares.blocks) return;
+  const int32_t begin = shares.Begin(blockIdx.x);
+  const int32_t end = shares.Begin(blockIdx.x + 1);
 
   Cursor load(p, units_before, begin), at = load;
-  int64_t to_load = end - begin;
+  int32_t to_load = end - begin;
   int load_stage = 0;
   uint32_t id = 0;
   const auto look_up = [&] {
@@ -532,32 +578,29 @@ __global__ void __launch_bounds__(kThreads, D <= 128 ? 2 : 1)
   };
   look_up();
   for (int s = 0; s < kStages - 1; ++s) start_copy();
+  if (threadIdx.x < D / 8)
+    PrefetchL2(p.rope_table + int64_t{at.span.context} * D + threadIdx.x * 8);
+  GridWait();
 
-  State<D, Big> state;
   int stage = 0;
-  bool fresh = true;
-  int64_t first_unit = 0;
-  for (int64_t index = begin; index < end; ++index) {
-    if (fresh) {
-      first_unit = index - at.unit;
-      LoadQuery(p, at, state);
-      const int64_t segment_end = first_unit + at.span.units;
-      if (warp == 0 && segment_end <= end) AttendNew(p, at, state);
-      fresh = false;
+  for (int32_t index = begin; index < end;) {
+    const int32_t first_unit = index - at.unit;
+    const int32_t segment_end = min(end, first_unit + at.span.units);
+    State<D, Big> state;
+    StartSegment(p, at, warp == 0 && segment_end == first_unit + at.span.units,
+                 state);
+    for (; index < segment_end; ++index, ++at.unit) {
+      WaitCopies<kStages - 2>();
+      __syncwarp();
+      start_copy();
+      const int32_t tile = at.TileBegin(warp);
+      if (tile < at.span.context)
+        AttendTile<D, Big>(p, at.span, tile, stages + stage * TileBytes<D>(),
+                           state);
+      stage = stage + 1 == kStages ? 0 : stage + 1;
     }
-    WaitCopies<kStages - 2>();
-    __syncwarp();
-    start_copy();
-    const int32_t tile = at.TileBegin(warp);
-    if (tile < at.span.context)
-      AttendTile<D, Big>(p, at.span, tile, stages + stage * TileBytes<D>(),
-                         state);
-    stage = stage + 1 == kStages ? 0 : stage + 1;
-    if (at.unit + 1 == at.span.units || index + 1 == end) {
-      Finish<D, Big>(p, at, state, merge, first_unit, begin, total, blocks);
-      fresh = true;
-    }
-    at.Advance(p);
+    Finish<D, Big>(p, at, state, merge, shares, first_unit);
+    at.NextHead(p);
   }
 }
 
@@ -584,6 +627,9 @@ absl::Status LaunchDecode(const OpContext& context, DecodeParams params) {
 
 bool CanDecode(const PagedAttentionArgs& args) {
   const int32_t d = args.head_size;
+  // The kernel counts units in 32 bits.
+  const int64_t max_units =
+      int64_t{args.blocks.stride} * args.blocks.block_size / kUnitKeys + 2;
   return args.q.dtype == DType::kBF16 && args.kv_dtype == DType::kBF16 &&
          args.out.dtype == DType::kBF16 &&
          (d == 16 || d == 32 || d == 64 || d == 128 || d == 256) &&
@@ -592,6 +638,7 @@ bool CanDecode(const PagedAttentionArgs& args) {
          args.batch.num_decodes <= (d == 256 ? kMaxSeqs / 8 : kMaxSeqs) &&
          int64_t{args.batch.num_decodes} * args.num_kv_heads <=
              CudaDevice::kNumCounters &&
+         max_units * args.batch.num_decodes * args.num_kv_heads < INT32_MAX &&
          AlignedTo(args.q, 4) && AlignedTo(args.k, 4) && AlignedTo(args.v, 4) &&
          AlignedTo(args.out, 8);
 }
