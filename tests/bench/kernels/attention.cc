@@ -447,6 +447,19 @@ void CheckAll(Harness* h) {
   shape.kv_heads = 8;
   for (int i = 0; i < 70; ++i) shape.seqs.push_back({i % 9 == 0 ? 900 : i, 1});
   check("decode many", shape);
+  // Few sequences: merges of one part up to more than are loaded at once.
+  shape = Shape();
+  for (const int32_t context : {0, 1, 15, 16, 17, 128, 129, 1000, 2500, 9000}) {
+    shape.seqs = {{context, 1}};
+    check(absl::StrCat("decode alone after ", context, ",").c_str(), shape);
+    shape.seqs = {{3, 1}, {context, 1}, {200, 1}};
+    check(absl::StrCat("decode of 3 after ", context, ",").c_str(), shape);
+  }
+  for (const int32_t head_size : {64, 256}) {
+    shape.head_size = head_size;
+    shape.seqs = {{9000, 1}};
+    check("decode alone after 9000,", shape);
+  }
 }
 
 // Caches of `batch` sequences of `context` positions, num_sets of them.

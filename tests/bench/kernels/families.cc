@@ -17,7 +17,8 @@ struct Family {
 constexpr Family kFamilies[] = {
     {"elementwise", BenchElementwise}, {"matmul", BenchMatmul},
     {"attention", BenchAttention},     {"recurrent", BenchRecurrent},
-    {"sampling", BenchSampling},       {"layers", BenchLayers},
+    {"overlap", BenchOverlap},         {"sampling", BenchSampling},
+    {"layers", BenchLayers},
 };
 
 }  // namespace

@@ -170,7 +170,7 @@ std::pair<double, double> Harness::Replay(
   OkCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
          "cudaStreamBeginCapture");
   int calls = 0;
-  for (; calls < std::max(num_sets, 20); ++calls) run(calls % num_sets);
+  for (; calls < std::max(num_sets, kGraphCalls); ++calls) run(calls % num_sets);
   OkCuda(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
   OkCuda(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
   cudaEvent_t start, stop;

@@ -94,6 +94,8 @@ class Harness {
              const std::vector<double>& reference, double tolerance);
   void Expect(const std::string& name, bool holds);
 
+  // Calls in a graph that is timed, or num_sets if those are more.
+  static constexpr int kGraphCalls = 20;
   // Times run(set), set < num_sets, by replays of a graph of all sets; records
   // one call's `work` (bytes, or FLOP under kGemm) against its roof.
   void Time(const std::string& name, int num_sets, double work, Roof roof,
@@ -128,6 +130,7 @@ void BenchElementwise(Harness* harness);
 void BenchMatmul(Harness* harness);
 void BenchAttention(Harness* harness);
 void BenchRecurrent(Harness* harness);
+void BenchOverlap(Harness* harness);
 void BenchSampling(Harness* harness);
 void BenchLayers(Harness* harness);
 

@@ -370,7 +370,10 @@ void TimeDelta(Harness* h, DecayKind decay, int32_t num_seqs, int32_t num_new,
   const int64_t state_bytes = int64_t{32} * 128 * 128 * 4;
   const int sets = static_cast<int>(
       std::max<int64_t>(1, 400'000'000 / (state_bytes * num_seqs)));
-  const int num_sets = num_new > 1 ? 1 : std::min(sets, 64);
+  // Each state once in a graph: a kernel may read it before the one before
+  // ends.
+  const int num_sets = num_new > 1 ? Harness::kGraphCalls
+                                   : std::clamp(sets, Harness::kGraphCalls, 64);
   const Tensor arena =
       h->Large(int64_t{num_sets} * num_seqs, state_bytes / 4, DType::kF32);
   std::vector<uint32_t> ids;
@@ -425,7 +428,7 @@ void TimeDelta(Harness* h, DecayKind decay, int32_t num_seqs, int32_t num_new,
                      algorithm == DeltaRuleAlgorithm::kRecurrent ? " recurrent"
                      : algorithm == DeltaRuleAlgorithm::kChunked ? " chunked"
                                                                  : ""),
-        1,
+        num_sets,
         2.0 * tokens *
             (128 * (2 * key_heads + 32) + 4096 + (gdn ? 64 : 4096 + 32)),
         Roof::kCopy, run);
@@ -467,13 +470,14 @@ void CheckChunked(Harness* h, DecayKind decay) {
 void TimeConv(Harness* h, int32_t num_seqs, int32_t num_new) {
   const int64_t channels = 6144, tokens = int64_t{num_seqs} * num_new;
   const int64_t slot_bytes = channels * 3 * 4;
-  const Tensor arena = h->Large(num_seqs, slot_bytes / 4, DType::kF32);
+  constexpr int kSets = Harness::kGraphCalls;
+  const Tensor arena = h->Large(kSets * num_seqs, slot_bytes / 4, DType::kF32);
   std::vector<uint32_t> ids;
   std::vector<int32_t> offsets = {0};
-  for (int32_t s = 0; s < num_seqs; ++s) {
-    ids.push_back(static_cast<uint32_t>(s * slot_bytes / kCacheUnitBytes));
+  for (int32_t i = 0; i < kSets * num_seqs; ++i)
+    ids.push_back(static_cast<uint32_t>(i * slot_bytes / kCacheUnitBytes));
+  for (int32_t s = 0; s < num_seqs; ++s)
     offsets.push_back(offsets.back() + num_new);
-  }
   const DeviceBuffer device_ids = h->Upload(ids),
                      device_offsets = h->Upload(offsets);
   const Tensor x = h->Large(tokens, channels, DType::kBF16);
@@ -491,9 +495,13 @@ void TimeConv(Harness* h, int32_t num_seqs, int32_t num_new) {
   args.weight = static_cast<const float*>(weight.view.data);
   args.kernel_size = 4;
   args.out = out.view;
-  h->Time(absl::StrCat("conv ", num_seqs, " x ", num_new, " x 6144"), 1,
+  h->Time(absl::StrCat("conv ", num_seqs, " x ", num_new, " x 6144"), kSets,
           4.0 * tokens * channels + 2.0 * num_seqs * slot_bytes, Roof::kCopy,
-          [&](int) { Ok(internal::CausalConvCuda(h->context(), args)); });
+          [&](int s) {
+            args.state.ids = reinterpret_cast<uint32_t*>(device_ids.get()) +
+                             int64_t{s} * num_seqs;
+            Ok(internal::CausalConvCuda(h->context(), args));
+          });
 }
 
 }  // namespace
@@ -543,7 +551,8 @@ void BenchRecurrent(Harness* h) {
     CheckChunked(h, decay);
   if (!h->times_wanted()) return;
   for (const DecayKind decay : {DecayKind::kPerHead, DecayKind::kPerChannel}) {
-    for (const int32_t batch : {1, 16, 64, 256}) TimeDelta(h, decay, batch, 1);
+    for (const int32_t batch : {1, 4, 8, 16, 32, 64, 256})
+      TimeDelta(h, decay, batch, 1);
     for (const int32_t tokens : {8192, 32768}) TimeDelta(h, decay, 1, tokens);
     TimeDelta(h, decay, 16, 2048);
     for (const int32_t tokens : {4, 8, 16, 32, 64}) {
