@@ -119,8 +119,11 @@ __device__ __forceinline__ void Weigh(float (&score)[Keys / 2], float scale,
     top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 1));
     top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 2));
     // A row with no key so far keeps -infinity, and weights of zero.
-    const float base = top == -INFINITY ? 0.0f : top * scale;
-    softmax->shrink[half] = Exp2(softmax->top[half] * scale - base);
+    const float base = top == -INFINITY ? 0.0f : __fmul_rn(top, scale);
+    // Exactly one where the top stays: multiplied and subtracted in one
+    // instruction, it could be its neighbour.
+    softmax->shrink[half] =
+        Exp2(__fsub_rn(__fmul_rn(softmax->top[half], scale), base));
     softmax->top[half] = top;
     float added[2] = {};
 #pragma unroll

@@ -437,9 +437,12 @@ void CheckAll(Harness* h) {
   shape.window = 700;
   shape.ring = true;
   check("long", shape);
-  for (const int32_t head_size : {64, 128, 256}) {
-    CheckInvariance(h, head_size, 0, false);
-    CheckInvariance(h, head_size, 100, true);
+  // Several prompts: a last bit that differs now and then shows in one of five.
+  for (int prompt = 0; prompt < 5; ++prompt) {
+    for (const int32_t head_size : {64, 128, 256}) {
+      CheckInvariance(h, head_size, 0, false);
+      CheckInvariance(h, head_size, 100, true);
+    }
   }
   // More sequences than units in a block's share, and long ones among them.
   shape = Shape();
