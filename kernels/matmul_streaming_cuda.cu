@@ -1,6 +1,7 @@
 // Matmul for at most 16 rows of x: bound by reading W once. One producer warp
-// per SM keeps about 100 KB of W in flight through the bulk tensor copy; it
-// starts before the preceding kernel has ended, since W does not depend on it.
+// per SM keeps up to 64 KB of W in flight through the bulk tensor copy, and up
+// to 100 KB ahead of the consumers; it starts before the preceding kernel has
+// ended, since W does not depend on it.
 #include <algorithm>
 
 #include "kernels/backends.h"
@@ -22,6 +23,10 @@ constexpr int kMaxWarps = 8;  // each computes 8 rows of W
 constexpr int kMaxStages = 16;
 // Two such kernels fit on an SM, so that the next one's loads fill the gap.
 constexpr int kPipelineBytes = 100 * 1024;
+// Asked for and not yet there. More than the memory needs only lengthens the
+// queue behind which the short loads stand that everything waits for: x, the
+// residual stream.
+constexpr int kPendingBytes = 64 * 1024;
 constexpr int kAlignment = 1024;  // of a swizzled box
 
 struct StreamingShape {
@@ -31,6 +36,7 @@ struct StreamingShape {
   int32_t num_warps;  // row tiles of 8 per item
   int32_t num_items;  // groups of 8 * num_warps rows of W
   int32_t num_stages;
+  int32_t max_pending;        // stages asked for and not yet there
   ActivationKind activation;  // of a gated product
 };
 
@@ -50,7 +56,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
                     const StreamingShape shape, const float* bias, O* out,
                     int64_t out_stride) {
   extern __shared__ uint8_t shared_raw[];
-  __shared__ uint64_t full[kMaxStages], empty[kMaxStages];
+  __shared__ uint64_t full[kMaxStages], empty[kMaxStages], first_x;
   uint8_t* shared = reinterpret_cast<uint8_t*>(
       (reinterpret_cast<uintptr_t>(shared_raw) + kAlignment - 1) / kAlignment *
       kAlignment);
@@ -65,58 +71,58 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
       InitBarrier(&full[s], 1);
       InitBarrier(&empty[s], shape.num_warps);
     }
+    InitBarrier(&first_x, 1);
     FenceBarrierInit();
   }
   __syncthreads();
   GridTrigger();
 
+  const int my_items =
+      (shape.num_items - static_cast<int>(blockIdx.x) + gridDim.x - 1) /
+      gridDim.x;
+  const int total = my_items * num_chunks;
+  // The first fill of the pipeline, possibly across items: its W is counted by
+  // `full` and may come before the predecessor has ended; its x by `first_x`.
+  // From then on both are counted by `full`.
+  const int first = min(total, shape.num_stages);
+  const auto load_x = [&](int stage, int chunk, uint64_t* barrier) {
+    const uint64_t policy = EvictLastPolicy();
+    uint8_t* base = shared + stage * stage_bytes + 2 * w_box;
+    const int column = chunk * kStageColumns;
+    CopyBox(base, &x_map, column, 0, barrier, policy);
+    CopyBox(base + x_box, &x_map, column + kBoxColumns, 0, barrier, policy);
+  };
+
   if (warp == shape.num_warps) {
-    if (lane != 0) {
-      GridWait();
-      return;
-    }
+    if (lane != 0) return;
     PrefetchMap(&w_map);
-    PrefetchMap(&x_map);
-    const uint64_t w_policy = EvictFirstPolicy(), x_policy = EvictLastPolicy();
-    const auto load_w = [&](int stage, int item, int chunk) {
+    const uint64_t policy = EvictFirstPolicy();
+    int stage = 0, phase = 0, item = blockIdx.x, chunk = 0;
+    int pending_stage = 0, pending_phase = 0;
+    for (int i = 0; i < total; ++i) {
+      if (i == first) GridWait();
+      if (i >= first) WaitBarrier(&empty[stage], phase ^ 1);
+      if (i >= shape.max_pending) {
+        WaitBarrier(&full[pending_stage], pending_phase);
+        if (++pending_stage == shape.num_stages) {
+          pending_stage = 0;
+          pending_phase ^= 1;
+        }
+      }
       uint8_t* base = shared + stage * stage_bytes;
       const int row = item * shape.num_warps * 8,
                 column = chunk * kStageColumns;
-      ArriveExpect(&full[stage], stage_bytes);
+      ArriveExpect(&full[stage], i < first ? 2 * w_box : stage_bytes);
       if constexpr (Gated) {
-        CopyBox(base, &w_map, column, 0, row / 2, &full[stage], w_policy);
+        CopyBox(base, &w_map, column, 0, row / 2, &full[stage], policy);
         CopyBox(base + w_box, &w_map, column + kBoxColumns, 0, row / 2,
-                &full[stage], w_policy);
+                &full[stage], policy);
       } else {
-        CopyBox(base, &w_map, column, row, &full[stage], w_policy);
+        CopyBox(base, &w_map, column, row, &full[stage], policy);
         CopyBox(base + w_box, &w_map, column + kBoxColumns, row, &full[stage],
-                w_policy);
+                policy);
       }
-    };
-    const auto load_x = [&](int stage, int chunk) {
-      uint8_t* base = shared + stage * stage_bytes + 2 * w_box;
-      const int column = chunk * kStageColumns;
-      CopyBox(base, &x_map, column, 0, &full[stage], x_policy);
-      CopyBox(base + x_box, &x_map, column + kBoxColumns, 0, &full[stage],
-              x_policy);
-    };
-    // The first fill of the pipeline, possibly across items: W, then x.
-    const int my_items =
-        (shape.num_items - static_cast<int>(blockIdx.x) + gridDim.x - 1) /
-        gridDim.x;
-    const int total = my_items * num_chunks;
-    const int first = min(total, shape.num_stages);
-    for (int i = 0; i < first; ++i)
-      load_w(i, blockIdx.x + i / num_chunks * gridDim.x, i % num_chunks);
-    GridWait();
-    for (int i = 0; i < first; ++i) load_x(i, i % num_chunks);
-    int stage = first % shape.num_stages, phase = 0;
-    int item = blockIdx.x + first / num_chunks * gridDim.x;
-    int chunk = first % num_chunks;
-    for (int i = first; i < total; ++i) {
-      WaitBarrier(&empty[stage], phase);
-      load_w(stage, item, chunk);
-      load_x(stage, chunk);
+      if (i >= first) load_x(stage, chunk, &full[stage]);
       if (++stage == shape.num_stages) {
         stage = 0;
         phase ^= 1;
@@ -130,6 +136,11 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
   }
 
   GridWait();
+  if (threadIdx.x == 0) {
+    ArriveExpect(&first_x, first * 2 * x_box);
+    for (int i = 0; i < first; ++i) load_x(i, i % num_chunks, &first_x);
+  }
+  WaitBarrier(&first_x, 0);
   // ldmatrix: lane l names row l % 8 of matrix l / 8.
   const int matrix = lane / 8, matrix_row = lane % 8;
   int stage = 0, phase = 0;
@@ -232,6 +243,8 @@ absl::Status LaunchStreaming(const OpContext& context, const MatrixView& x,
       static_cast<int32_t>(CeilDiv(shape.out_features, weight.rows_per_tile));
   const int stage_bytes = 2 * (shape.num_warps * 1024 + XRows * 128);
   shape.num_stages = std::min(kMaxStages, kPipelineBytes / stage_bytes);
+  shape.max_pending =
+      std::clamp(kPendingBytes / stage_bytes, 1, shape.num_stages);
   shape.activation = activation;
   const LaunchShape launch{dim3(std::min(shape.num_items, num_sms)),
                            dim3((shape.num_warps + 1) * kWarpSize),
