@@ -1,8 +1,10 @@
 #include "coordinator/placements.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <sstream>
 #include <utility>
 #include <vector>
@@ -18,6 +20,9 @@ namespace switchyard {
 namespace {
 
 constexpr size_t kMaxPresetNameLength = 128;
+
+// An error that lists the presets lists at most so many.
+constexpr size_t kMaxListedPresets = 12;
 
 absl::Status WithPrefix(absl::string_view prefix, const absl::Status& status) {
   return absl::Status(status.code(),
@@ -138,12 +143,18 @@ absl::StatusOr<PlacementTable::Resolved> PlacementTable::ResolvePreset(
     absl::string_view name) const {
   const auto it = presets_.find(std::string(name));
   if (it != presets_.end()) return Resolved{it->second, it->first};
+  const size_t num_listed = std::min(presets_.size(), kMaxListedPresets);
+  std::string known =
+      absl::StrJoin(presets_.begin(), std::next(presets_.begin(), num_listed),
+                    ", ", [](std::string* out, const auto& preset) {
+                      absl::StrAppend(out, preset.first);
+                    });
+  if (num_listed < presets_.size()) {
+    absl::StrAppend(&known, " and ", presets_.size() - num_listed, " more");
+  }
   return absl::NotFoundError(absl::StrCat(
       "no preset \"", Printable(name.substr(0, kMaxPresetNameLength)),
-      "\"; there are ",
-      absl::StrJoin(presets_, ", ", [](std::string* out, const auto& preset) {
-        absl::StrAppend(out, preset.first);
-      })));
+      "\"; there are ", known));
 }
 
 absl::StatusOr<PlacementTable::Resolved> PlacementTable::Resolve(

@@ -16,8 +16,9 @@ constexpr float kDefaultTopP = 1.0f;
 constexpr float kDefaultRepetitionPenalty = 1.0f;
 constexpr float kMaxPenalty = 2.0f;
 
+template <typename Number>
 absl::Status Invalid(absl::string_view field, absl::string_view range,
-                     double value) {
+                     Number value) {
   return absl::InvalidArgumentError(
       absl::StrCat("sampling.", field, " must be ", range, ", and is ", value));
 }
@@ -69,7 +70,7 @@ absl::Status CheckEnds(const v1::SamplingParams& params, uint32_t vocab_size,
       return Invalid(
           absl::StrCat("stop[", i, "]"),
           absl::StrCat("from 1 to ", limits.max_stop_string_bytes, " bytes"),
-          static_cast<double>(size));
+          size);
     }
   }
   if (params.stop_token_ids_size() > kMaxStopTokenIds) {
@@ -99,7 +100,7 @@ absl::Status CheckLogits(const v1::SamplingParams& params, uint32_t vocab_size,
     return Invalid(
         "logit_bias",
         absl::StrCat("at most ", limits.max_logit_biases, " entries"),
-        static_cast<double>(params.logit_bias().size()));
+        params.logit_bias().size());
   }
   for (const auto& [id, bias] : params.logit_bias()) {
     if (id >= vocab_size) {

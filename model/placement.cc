@@ -11,6 +11,9 @@
 namespace switchyard {
 namespace {
 
+// Bytes of a name that a message repeats; the caller may have sent any number.
+constexpr size_t kMaxShownName = 128;
+
 absl::Status CheckLength(const ModelConfig& config, size_t length) {
   if (length == config.layers.size()) return absl::OkStatus();
   return absl::FailedPreconditionError(
@@ -48,8 +51,10 @@ absl::StatusOr<Placement> Placement::FromNames(
         [&](const MixerConfig& mixer) { return mixer.name == names[i]; });
     if (it == layer.mixers.end()) {
       return absl::FailedPreconditionError(absl::StrCat(
-          "layer ", i, " has no mixer \"", absl::Utf8SafeCHexEscape(names[i]),
-          "\"; it has ", Options(layer)));
+          "layer ", i, " has no mixer \"",
+          absl::Utf8SafeCHexEscape(names[i].substr(0, kMaxShownName)),
+          names[i].size() > kMaxShownName ? "..." : "", "\"; it has ",
+          Options(layer)));
     }
     mixers.push_back(static_cast<int32_t>(it - layer.mixers.begin()));
   }
