@@ -118,6 +118,12 @@ absl::Status CompareFree(v1::GenerationService::Stub& stub,
   }
   if (!golden.last_logprobs.empty()) {
     for (const v1::TopLogprob& top : generation.logprobs[0].top()) {
+      if (top.token_id() >= golden.last_logprobs.size()) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "case ", golden.index, ": last_logits has ",
+            golden.last_logprobs.size(), " entries, and the model a token ",
+            top.token_id(), ": is the golden file another model's?"));
+      }
       report->AddLogprobDifference(
           std::abs(top.logprob() - golden.last_logprobs[top.token_id()]));
     }
