@@ -9,8 +9,12 @@ namespace switchyard {
 
 int Fail(const char* command, const absl::Status& status) {
   // One line, whatever the message holds.
-  const std::string message =
-      absl::StrReplaceAll(status.message(), {{"\n", "; "}});
+  std::string message = absl::StrReplaceAll(status.message(), {{"\n", "; "}});
+  if (message.empty() && status.code() == absl::StatusCode::kUnimplemented) {
+    message =
+        "the server has no such method on this port: requests go to its "
+        "--port (8000), placements to its --admin-port (8001)";
+  }
   std::fprintf(stderr, "switchyard %s: %s (%s)\n", command, message.c_str(),
                absl::StatusCodeToString(status.code()).c_str());
   return kExitFailure;

@@ -4,9 +4,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/time.h"
 #include "model/random_init.h"
 
 namespace switchyard {
+namespace {
+
+// Of what would always be too late with no time at all.
+constexpr absl::Duration kShortestWait = absl::Milliseconds(1);
+
+}  // namespace
 
 void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
   flags->String(
@@ -62,7 +69,7 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
   flags->Duration("min-ping-interval", &limits->min_ping_interval,
                   "clients that ping more often are disconnected");
   flags->Duration("handshake-timeout", &limits->handshake_timeout,
-                  "for a new connection to get ready for calls");
+                  "for a new connection to get ready for calls", kShortestWait);
 
   flags->Section("Placements");
   flags->String("placement", &options->placement, "PRESET|a,b,...",
@@ -115,11 +122,12 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
   flags->Duration("connect-timeout", &options->connect_timeout,
                   "for reaching a worker");
   flags->Duration("step-timeout", &options->step_timeout,
-                  "for one step; a rank that takes longer is lost");
+                  "for one step; a rank that takes longer is lost",
+                  kShortestWait);
   flags->Duration("drain-timeout", &options->drain_timeout,
                   "for running streams to end after SIGTERM");
   flags->Duration("liveness-timeout", &options->liveness_timeout,
-                  "for one step, as health checks see it");
+                  "for one step, as health checks see it", kShortestWait);
 }
 
 void AddGroupFlags(ClientFiles* files, FlagSet* flags) {

@@ -174,20 +174,26 @@ void FlagSet::Bytes(std::string name, std::optional<int64_t>* value,
 }
 
 void FlagSet::Duration(std::string name, absl::Duration* value,
-                       std::string help) {
+                       std::string help, absl::Duration min) {
   Add({std::move(name), "TIME", std::move(help), absl::FormatDuration(*value),
-       kOptional, [value](absl::string_view text) {
+       kOptional, [value, min](absl::string_view text) {
          absl::Duration parsed;
          if (!absl::ParseDuration(std::string(text), &parsed) ||
              parsed < absl::ZeroDuration()) {
            return Bad("expected a duration such as 500ms, 30s or 2m");
+         }
+         if (parsed < min) {
+           return Bad(absl::StrCat("expected a duration of at least ",
+                                   absl::FormatDuration(min)));
          }
          *value = parsed;
          return absl::OkStatus();
        }});
 }
 
-std::string FlagSet::NumberText(double value) { return absl::StrCat(value); }
+std::string FlagSet::IntegerText(int64_t value) { return absl::StrCat(value); }
+
+std::string FlagSet::RealText(double value) { return absl::StrCat(value); }
 
 void FlagSet::AddInt(std::string name, std::string default_text, int64_t min,
                      int64_t max, std::string help, FlagPresence presence,

@@ -20,6 +20,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -73,8 +74,9 @@ class FlagSet {
   void Bool(std::string name, bool* value, std::string help);
   // A size such as 4096, 512MiB or 2GiB (KiB, MiB, GiB, TiB; also KB, MB, ...).
   void Bytes(std::string name, std::optional<int64_t>* value, std::string help);
-  // A duration such as 500ms, 30s or 2m.
-  void Duration(std::string name, absl::Duration* value, std::string help);
+  // A duration such as 500ms, 30s or 2m; min is inclusive.
+  void Duration(std::string name, absl::Duration* value, std::string help,
+                absl::Duration min = absl::ZeroDuration());
 
   // The next operand (in order of declaration).
   void Operand(std::string name, std::string* value, std::string help,
@@ -117,13 +119,18 @@ class FlagSet {
 
   template <typename T>
   static std::string DefaultText(const T& value) {
-    return NumberText(static_cast<double>(value));
+    if constexpr (std::is_integral_v<T>) {
+      return IntegerText(static_cast<int64_t>(value));
+    } else {
+      return RealText(static_cast<double>(value));
+    }
   }
   template <typename T>
   static std::string DefaultText(const std::optional<T>& value) {
     return value.has_value() ? DefaultText(*value) : "";
   }
-  static std::string NumberText(double value);
+  static std::string IntegerText(int64_t value);
+  static std::string RealText(double value);
   void AddInt(std::string name, std::string default_text, int64_t min,
               int64_t max, std::string help, FlagPresence presence,
               std::function<void(int64_t)> set);

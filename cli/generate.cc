@@ -2,6 +2,7 @@
 #include <google/protobuf/util/json_util.h>
 #include <grpcpp/grpcpp.h>
 
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
@@ -15,6 +16,7 @@
 #include "cli/client_flags.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "cli/output.h"
 #include "cli/placement_arg.h"
 #include "kernels/status.h"
 #include "proto/grpc_status.h"
@@ -177,6 +179,7 @@ int GenerateCommand(absl::Span<const std::string> args) {
   grpc::ClientContext context;
   auto stream = stub->Generate(&context, *request);
   v1::GenerateResponse event;
+  int output_error = 0;
   while (stream->Read(&event)) {
     if (options.json) {
       PrintJson(event);
@@ -185,13 +188,17 @@ int GenerateCommand(absl::Span<const std::string> args) {
                   stdout);
     } else {
       std::printf("\n");
-      std::fflush(stdout);
+      if (std::fflush(stdout) != 0) output_error = errno;
       if (!options.quiet) PrintEnd(event.complete());
     }
-    // A reader that went away (head, a closed terminal) ends the request.
-    if (std::fflush(stdout) != 0) context.TryCancel();
+    // What cannot be written need not be generated.
+    if (output_error == 0 && std::fflush(stdout) != 0) {
+      output_error = errno;
+      context.TryCancel();
+    }
   }
   const grpc::Status status = stream->Finish();
+  if (output_error != 0) return FailOutput("generate", output_error);
   if (!status.ok()) return Fail("generate", FromGrpcStatus(status));
   return kExitOk;
 }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -23,6 +24,7 @@
 #include "coordinator/coordinator_main.h"
 #include "kernels/status.h"
 #include "log/log.h"
+#include "rpc/host_port.h"
 
 namespace switchyard {
 namespace {
@@ -203,6 +205,13 @@ int CoordinatorCommand(absl::Span<const std::string> args) {
   AddEngineFlags(&options, &flags);
   AddGroupFlags(&options.group, &flags);
   if (std::optional<int> code = flags.ParseOrExitCode(args)) return *code;
+  for (const std::string& worker : workers) {
+    const absl::Status status = CheckHostPort(worker);
+    if (status.ok()) continue;
+    std::fprintf(stderr, "switchyard coordinator: --workers: %s\n",
+                 std::string(status.message()).c_str());
+    return kExitUsage;
+  }
   StartLog(options);
 
   absl::StatusOr<std::unique_ptr<CoordinatorModel>> model =

@@ -1,6 +1,5 @@
 #include "coordinator/coordinator_main.h"
 
-#include <grpc/support/log.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -25,6 +24,7 @@
 #include "kernels/status.h"
 #include "model/random_init.h"
 #include "rpc/health_server.h"
+#include "rpc/port_check.h"
 
 namespace switchyard {
 namespace {
@@ -105,8 +105,13 @@ class Events {
  public:
   void Signal(int count) ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
-    // Nothing is served yet: workers notice that their coordinator is gone.
-    if (!serving_) std::_Exit(1);
+    // Nothing is served yet, so nothing has to end in an orderly way; workers
+    // notice that their coordinator is gone.
+    if (!serving_) {
+      Log(LogLevel::kInfo, "told to stop before it served");
+      FlushLog();
+      std::_Exit(0);
+    }
     num_signals_ = count;
   }
   void Lost() ABSL_LOCKS_EXCLUDED(mutex_) {
@@ -161,6 +166,13 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
                           const std::vector<std::string>& workers) {
   Events events;
   TerminationSignals signals([&events](int count) { events.Signal(count); });
+  // Loading may take long: what would stop the server after it stops it now.
+  SY_RETURN_IF_ERROR(CheckPorts(options.server.host,
+                                {{"--port", options.server.port},
+                                 {"--admin-port", options.server.admin_port},
+                                 {"--metrics-port", options.metrics_port},
+                                 {"--health-port", options.health_port}}));
+  SY_RETURN_IF_ERROR(Server::Check(options.server));
   SY_ASSIGN_OR_RETURN(
       const std::unique_ptr<HealthServer> health,
       HealthServer::Start(options.server.host, options.health_port,
@@ -307,10 +319,6 @@ absl::StatusOr<std::unique_ptr<CoordinatorModel>> LoadCoordinatorModel(
 
 int RunCoordinator(const CoordinatorOptions& options, CoordinatorModel* model,
                    const std::vector<std::string>& workers) {
-  // gRPC's own log is for those who develop it; our errors say what matters.
-  if (std::getenv("GRPC_VERBOSITY") == nullptr) {
-    gpr_set_log_function(+[](gpr_log_func_args*) {});
-  }
   const absl::StatusOr<int> exit_code = Serve(options, model, workers);
   if (exit_code.ok()) return *exit_code;
   Log(LogLevel::kError, exit_code.status().message());

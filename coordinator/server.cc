@@ -179,6 +179,12 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
   return std::unique_ptr<Server>(new Server(std::move(impl)));
 }
 
+absl::Status Server::Check(const ServerOptions& options) {
+  SY_RETURN_IF_ERROR(MakeServerCredentials(options.tls).status());
+  SY_RETURN_IF_ERROR(LoadTokens(options.api_token_file).status());
+  return LoadTokens(options.admin_token_file).status();
+}
+
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Server::~Server() { Shutdown(absl::ZeroDuration()); }

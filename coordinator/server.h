@@ -51,6 +51,9 @@ class Server {
   // `engine` and `model` are borrowed.
   static absl::StatusOr<std::unique_ptr<Server>> Start(
       const ServerOptions& options, Engine* engine, const ServedModel* model);
+  // What of `options` can be known to be no good before there is an engine: the
+  // files, as Start would say.
+  static absl::Status Check(const ServerOptions& options);
   ~Server();  // Shutdown(0)
 
   std::string address() const;  // host:port, as bound

@@ -236,6 +236,12 @@ class WorkerGroupImpl final : public WorkerGroup {
     const uint64_t wanted =
         options_.cache_bytes > 0 ? options_.cache_bytes : usual;
     facts_.cache_bytes = wanted / kCacheUnitBytes * kCacheUnitBytes;
+    if (facts_.cache_bytes == 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a cache of ", wanted,
+                       " bytes was asked for; it must have at least ",
+                       kCacheUnitBytes));
+    }
     facts_.kv_element_bytes = responses[0].kv_element_bytes();
     return absl::OkStatus();
   }

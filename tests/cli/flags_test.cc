@@ -35,7 +35,8 @@ class FlagsTest : public ::testing::Test {
     flags_.Real("temperature", &options_.temperature, 0, 2, "of sampling");
     flags_.Int("top-k", &options_.top_k, 0, 1000, "candidates");
     flags_.Bytes("cache-bytes", &options_.cache_bytes, "of the arena");
-    flags_.Duration("timeout", &options_.timeout, "of a step");
+    flags_.Duration("timeout", &options_.timeout, "of a step",
+                    absl::Milliseconds(1));
     flags_.List("workers", &options_.workers, "H:P,...", "addresses");
     flags_.Operand("INPUT", &options_.input, "the file", kOptional);
   }
@@ -94,6 +95,8 @@ TEST_F(FlagsTest, NamesTheFlagAndWhatWouldBeRight) {
             "--cache-bytes=2XB: expected a size such as 4096, 512MiB or 2GiB");
   EXPECT_EQ(Error({"--timeout=-1s"}),
             "--timeout=-1s: expected a duration such as 500ms, 30s or 2m");
+  EXPECT_EQ(Error({"--timeout=0"}),
+            "--timeout=0: expected a duration of at least 1ms");
   EXPECT_EQ(Error({"--workers=a,,b"}),
             "--workers=a,,b: expected a comma separated list without empty "
             "entries");

@@ -62,6 +62,9 @@ class BadRequestTest(unittest.TestCase):
         self.refused(grpc.StatusCode.FAILED_PRECONDITION, ["5", "6"], placement=["gdn"] * 5)
         self.refused(grpc.StatusCode.FAILED_PRECONDITION, ["layer 3", "mambo"],
                      placement=["gdn"] * 3 + ["mambo"] + ["gdn"] * 2)
+        self.refused(invalid, "4294967295", min_tokens=2**32 - 1, max_tokens=3)
+        # However long the names are, the message arrives.
+        self.refused(grpc.StatusCode.FAILED_PRECONDITION, ["layer 0", "xxx...", "kda"], placement=["x" * 100000] * 6)
         thread.join()
         self.assertEqual(beside["ids"], alone)
 
@@ -110,6 +113,25 @@ class BadRequestTest(unittest.TestCase):
         load = self.server.wait_until_idle()
         self.assertEqual((load.num_blocks_held, load.num_slots_held), (0, 0))
 
+    def test_an_unknown_preset_among_many(self):
+        names = [f"{'p' * 120}{number}" for number in range(200)]
+        for name in names:
+            preset = admin.DefinePresetRequest(preset=admin.Preset(name=name))
+            preset.preset.placement.names.extend(["gdn"] * LAYERS)
+            self.server.admin.DefinePreset(preset)
+        self.refused(grpc.StatusCode.NOT_FOUND, ["nonsense", "all-gdn", "more"], placement="nonsense")
+        for name in names:
+            self.server.admin.DeletePreset(admin.DeletePresetRequest(name=name))
+
+    def test_text_that_is_not_utf8_leaves_the_log_in_order(self):
+        call = self.server.connect(self.server.target).unary_stream("/switchyard.v1.GenerationService/Generate")
+        with self.assertRaises(grpc.RpcError) as raised:
+            list(call(b"\x12\x02\xc3\x28", timeout=30))
+        self.assertEqual(raised.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+        self.server.complete("She was", max_tokens=1)
+        foreign = [line for line in self.server.stderr_lines if not line.startswith("20")]
+        self.assertEqual(foreign, [], "lines that are not the log's")
+
     def test_admin_errors(self):
         def code(call, message):
             with self.assertRaises(grpc.RpcError) as raised:
@@ -150,6 +172,7 @@ class BadStartTest(unittest.TestCase):
         self.assertTrue(errors, "nothing on stderr")
         for word in words:
             self.assertTrue(any(word in line for line in errors), f"{word!r} is not in {done.stderr}")
+        return done
 
     def serve(self, model, *more):
         return ("--model", model, "--device", "cpu", "--port", "0", "--admin-port", "0", "--metrics-port", "0",
@@ -204,6 +227,44 @@ class BadStartTest(unittest.TestCase):
             address = f"127.0.0.1:{unused.getsockname()[1]}"
             self.fails([address], "--model", TINY, "--workers", address, "--port", "0", "--admin-port", "0",
                        "--metrics-port", "0", "--health-port", "0", "--connect-timeout", "2s", command="coordinator")
+
+    def test_worker_addresses_without_a_port(self):
+        self.fails(["--workers", "elsewhere", "HOST:PORT"], "--model", TINY, "--workers", "127.0.0.1:1,elsewhere",
+                   command="coordinator")
+
+    def test_taken_ports_are_named_before_anything_is_loaded(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = str(taken.getsockname()[1])
+            for flag in ("--port", "--admin-port", "--metrics-port", "--health-port"):
+                done = self.fails([f"{flag}={port}", "in use"], *self.serve(TINY, flag, port))
+                self.assertNotIn("joins a group", done.stderr)
+            self.fails([port], "--port", port, command="worker")
+
+    def test_bad_certificates_and_tokens_are_named_before_anything_is_loaded(self):
+        for flags in (("--tls-cert", "/no/cert", "--tls-key", "/no/key"), ("--api-token-file", "/no/tokens"),
+                      ("--admin-token-file", "/no/tokens")):
+            done = self.fails([flags[1]], *self.serve(TINY, *flags))
+            self.assertNotIn("joins a group", done.stderr)
+
+    def test_no_time_at_all(self):
+        self.fails(["--step-timeout", "at least 1ms"], *self.serve(TINY, "--step-timeout", "0"))
+
+    def test_cache_too_small_for_anything(self):
+        self.fails(["cache of 1 bytes", "256"], *self.serve(TINY, "--cache-bytes", "1"))
+
+    def test_golden_file_of_another_model(self):
+        self.fails(["last_logits", "another model"], TINY, f"{TESTDATA}/golden_zoo-pattern.json", "--device", "cpu",
+                   command="align")
+
+    def test_a_full_disk_is_an_error(self):
+        for command in (["--help"], ["--version"], ["inspect", TINY]):
+            with open("/dev/full", "wb") as full:
+                done = subprocess.run([BINARY, *command], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+            self.assertEqual(done.returncode, 1, command)
+            self.assertIn("cannot write to stdout", done.stderr)
+            self.assertEqual(len(done.stderr.splitlines()), 1)
 
     def test_unknown_placement_at_start(self):
         self.fails(["quick"], *self.serve(TINY, "--placement", "quick"))

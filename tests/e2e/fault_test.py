@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 import unittest
@@ -9,7 +10,7 @@ import unittest
 import grpc
 
 import testing
-from server import LAYERS, Server, request
+from server import BINARY, LAYERS, TINY, Process, Server, request
 
 
 def endless(placement="attention"):
@@ -113,6 +114,16 @@ class WorkerLostTest(unittest.TestCase):
 
 
 class StopTest(unittest.TestCase):
+    def test_sigterm_before_it_serves(self):
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            command = [BINARY, "coordinator", "--model", TINY, "--workers", f"127.0.0.1:{unused.getsockname()[1]}",
+                       "--port", "0", "--admin-port", "0", "--metrics-port", "0", "--health-port", "0"]
+            coordinator = Process(command)
+            coordinator.address("health on", 60)
+            self.assertEqual(coordinator.stop(), 0)
+            self.assertIn("told to stop before it served", "\n".join(coordinator.stderr_lines))
+
     def test_sigterm_finishes_running_streams_and_refuses_new_ones(self):
         server = Server(world_size=2)
         stream = server.generation.Generate(request([1], max_tokens=400, ignore_eos=True))
