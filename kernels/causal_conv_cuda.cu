@@ -36,15 +36,37 @@ __device__ __forceinline__ float FastSilu(float x) {
   return __fdividef(x, 1.0f + __expf(-x));
 }
 
+// N consecutive floats of Width channels, in the widest accesses: 16 bytes
+// where Width is 4.
+template <int Width, int N>
+__device__ __forceinline__ void LoadFloats(const float* p, float (&x)[N]) {
+  if constexpr (Width == 4) {
+    Load<N>(p, x);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = p[i];
+  }
+}
+template <int Width, int N>
+__device__ __forceinline__ void StoreFloats(float* p, const float (&x)[N]) {
+  if constexpr (Width == 4) {
+    Store<N>(p, x);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) p[i] = x[i];
+  }
+}
+
 // The state of Width adjacent channels, oldest input first.
 template <int K, int Width>
 __device__ __forceinline__ void LoadState(const float* state, int64_t channel,
                                           float (&past)[K - 1][Width]) {
+  float flat[Width * (K - 1)];
+  LoadFloats<Width>(state + channel * (K - 1), flat);
 #pragma unroll
   for (int i = 0; i < Width; ++i) {
 #pragma unroll
-    for (int j = 0; j < K - 1; ++j)
-      past[j][i] = state[(channel + i) * (K - 1) + j];
+    for (int j = 0; j < K - 1; ++j) past[j][i] = flat[i * (K - 1) + j];
   }
 }
 
@@ -57,22 +79,24 @@ struct Taps {
 
   __device__ __forceinline__ void LoadWeights(const ConvParams& p,
                                               int64_t channel) {
+    float flat[Width * K];
+    LoadFloats<Width>(p.weight + channel * K, flat);
 #pragma unroll
     for (int i = 0; i < Width; ++i) {
 #pragma unroll
-      for (int j = 0; j < K; ++j)
-        weight[i][j] = p.weight[(channel + i) * K + j];
+      for (int j = 0; j < K; ++j) weight[i][j] = flat[i * K + j];
       bias[i] = p.bias == nullptr ? 0.0f : p.bias[channel + i];
     }
   }
   __device__ __forceinline__ void StoreState(float* state,
                                              int64_t channel) const {
+    float flat[Width * (K - 1)];
 #pragma unroll
     for (int i = 0; i < Width; ++i) {
 #pragma unroll
-      for (int j = 0; j < K - 1; ++j)
-        state[(channel + i) * (K - 1) + j] = past[j][i];
+      for (int j = 0; j < K - 1; ++j) flat[i * (K - 1) + j] = past[j][i];
     }
+    StoreFloats<Width>(state + channel * (K - 1), flat);
   }
   // The outputs for the inputs x, which become the newest ones.
   __device__ __forceinline__ void Push(const float (&x)[Width], bool silu,
@@ -91,7 +115,9 @@ struct Taps {
   }
 };
 
-// Block (chunk of channels, decoding sequence).
+// Block (chunk of channels, decoding sequence). The state is that of an earlier
+// step and written by no other kernel of this one, so it is loaded before
+// GridWait.
 template <typename T, int K, int Width>
 __global__ void __launch_bounds__(kThreads)
     StepKernel(const ConvParams p, MatrixView x, MatrixView out) {
@@ -99,13 +125,15 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t channel =
       (int64_t{blockIdx.x} * kThreads + threadIdx.x) * Width;
   const bool inside = channel < p.end_channel;
-  Taps<K, Width> taps;
-  if (inside) taps.LoadWeights(p, channel);
-  GridWait();
-  if (!inside) return;
   const int32_t seq = blockIdx.y;
   float* state = StateOf(p, seq);
-  LoadState<K>(state, channel, taps.past);
+  Taps<K, Width> taps;
+  if (inside) {
+    LoadState<K>(state, channel, taps.past);
+    taps.LoadWeights(p, channel);
+  }
+  GridWait();
+  if (!inside) return;
   float input[Width], output[Width];
   Load<Width>(RowOf<T>(x, seq) + channel, input);
   taps.Push(input, p.silu, output);
@@ -263,7 +291,9 @@ absl::Status CausalConvCuda(const OpContext& context,
     return DispatchKernelSize<2>(args.kernel_size, [&](auto size) {
       constexpr int K = decltype(size)::value;
       const bool aligned = args.x.cols % 4 == 0 && AlignedTo(args.x, 16) &&
-                           AlignedTo(args.out, 16);
+                           AlignedTo(args.out, 16) &&
+                           args.state.offset % 16 == 0 &&
+                           reinterpret_cast<uintptr_t>(args.weight) % 16 == 0;
       return DispatchWidth<4>(aligned, [&](auto width) {
         return Run<T, K, decltype(width)::value>(context, args);
       });

@@ -1,7 +1,11 @@
 // The delta rule token by token. A block holds a slice of one head's state in
 // registers: with S' = exp(g) S, both S'^T k and S'^T q come from one pass, and
 //   u = b (v - S'^T k),  out = S'^T q + (k.q) u,  S = S' + k u^T
-// so that each state element is read once and written once.
+// so that each state element is read once and written once. The state is that
+// of an earlier step and no other kernel of this one writes it, so it is loaded
+// before GridWait (see cuda_common.h).
+#include <algorithm>
+
 #include "kernels/backends.h"
 #include "kernels/cuda_common.h"
 #include "kernels/delta_rule_cuda.h"
@@ -23,6 +27,7 @@ struct RecurrentParams {
   int32_t key_dim;
   int32_t value_dim;
   int32_t num_slices;  // of a head's columns
+  bool vector_keys;    // a lane's part of q, k and alpha is one access
   MatrixView q, k, v, beta, alpha, out;
   const float* a_log;
   const float* dt_bias;
@@ -36,48 +41,88 @@ struct KeyVectors {
   float dot;       // k.q
 };
 
+// LoadAs without a branch, behind which later loads would have to wait.
+__device__ __forceinline__ float LoadGate(const MatrixView& view, int64_t row,
+                                          int64_t column) {
+  const auto* halves = static_cast<const uint16_t*>(view.data);
+  const int64_t index = row * view.row_stride + column;
+  const bool wide = view.dtype == DType::kF32;
+  const uint32_t high = halves[wide ? 2 * index + 1 : index];
+  const uint32_t low = wide ? halves[2 * index] : 0;
+  return __uint_as_float(high << 16 | low);
+}
+
+// What a lane loads of one token before any of it is used.
 template <typename T, int E, bool PerChannel>
-__device__ __forceinline__ KeyVectors<E> LoadKeyVectors(
-    const RecurrentParams& p, int64_t row, int32_t head, float minus_a) {
-  const int lane = threadIdx.x % kWarpSize;
+struct TokenInputs {
+  float q[E], k[E], v[4];
+  float beta;
+  float alpha[PerChannel ? E : 1];
+};
+
+template <typename T, int E, bool PerChannel>
+__device__ __forceinline__ TokenInputs<T, E, PerChannel> LoadToken(
+    const RecurrentParams& p, int64_t row, int32_t head, int32_t column) {
+  const int first = threadIdx.x % kWarpSize * E;
+  TokenInputs<T, E, PerChannel> x = {};
+  const int64_t keys = int64_t{head / p.values_per_key} * p.key_dim + first;
+  const T* q = RowOf<T>(p.q, row) + keys;
+  const T* k = RowOf<T>(p.k, row) + keys;
+  if (column < p.value_dim)
+    Load<4>(RowOf<T>(p.v, row) + int64_t{head} * p.value_dim + column, x.v);
+  x.beta = LoadGate(p.beta, row, head);
+  if constexpr (!PerChannel) x.alpha[0] = LoadGate(p.alpha, row, head);
+  if (p.vector_keys) {
+    if (first < p.key_dim) {
+      Load<E>(q, x.q);
+      Load<E>(k, x.k);
+      if constexpr (PerChannel) {
+        const int64_t at =
+            row * p.alpha.row_stride + int64_t{head} * p.key_dim + first;
+        if (p.alpha.dtype == DType::kF32)
+          Load<E>(static_cast<const float*>(p.alpha.data) + at, x.alpha);
+        else
+          Load<E>(static_cast<const bf16*>(p.alpha.data) + at, x.alpha);
+      }
+    }
+    return x;
+  }
+#pragma unroll
+  for (int e = 0; e < E; ++e) {
+    if (first + e >= p.key_dim) break;
+    x.q[e] = ToFloat(q[e]);
+    x.k[e] = ToFloat(k[e]);
+    if constexpr (PerChannel)
+      x.alpha[e] =
+          LoadGate(p.alpha, row, int64_t{head} * p.key_dim + first + e);
+  }
+  return x;
+}
+
+// bias: of this lane's decays.
+template <typename T, int E, bool PerChannel>
+__device__ __forceinline__ KeyVectors<E> MakeKeyVectors(
+    const RecurrentParams& p, const TokenInputs<T, E, PerChannel>& in,
+    const float (&bias)[PerChannel ? E : 1], float minus_a) {
   KeyVectors<E> x;
-  const int64_t begin = int64_t{head / p.values_per_key} * p.key_dim;
-  const T* q = RowOf<T>(p.q, row) + begin;
-  const T* k = RowOf<T>(p.k, row) + begin;
   float q_norm = 0, k_norm = 0, dot = 0;
 #pragma unroll
   for (int e = 0; e < E; ++e) {
-    const int i = lane * E + e;
-    const bool inside = i < p.key_dim;
-    x.q[e] = inside ? ToFloat(q[i]) : 0.0f;
-    x.k[e] = inside ? ToFloat(k[i]) : 0.0f;
-    q_norm += x.q[e] * x.q[e];
-    k_norm += x.k[e] * x.k[e];
-    dot += x.q[e] * x.k[e];
-    if constexpr (PerChannel) {
-      const int64_t channel = int64_t{head} * p.key_dim + i;
-      x.decay[e] =
-          inside ? __expf(minus_a *
-                          Softplus(LoadAs(p.alpha.data, p.alpha.dtype,
-                                          row * p.alpha.row_stride + channel) +
-                                   p.dt_bias[channel]))
-                 : 0.0f;
-    }
+    q_norm += in.q[e] * in.q[e];
+    k_norm += in.k[e] * in.k[e];
+    dot += in.q[e] * in.k[e];
   }
-  if constexpr (!PerChannel) {
-    x.decay[0] =
-        __expf(minus_a * Softplus(LoadAs(p.alpha.data, p.alpha.dtype,
-                                         row * p.alpha.row_stride + head) +
-                                  p.dt_bias[head]));
-  }
+#pragma unroll
+  for (int e = 0; e < (PerChannel ? E : 1); ++e)
+    x.decay[e] = __expf(minus_a * Softplus(in.alpha[e] + bias[e]));
   const float q_scale =
       rsqrtf(WarpSum(q_norm) + 1e-6f) * rsqrtf(static_cast<float>(p.key_dim));
   const float k_scale = rsqrtf(WarpSum(k_norm) + 1e-6f);
   x.dot = WarpSum(dot) * q_scale * k_scale;
 #pragma unroll
   for (int e = 0; e < E; ++e) {
-    x.q[e] *= q_scale;
-    x.k[e] *= k_scale;
+    x.q[e] = in.q[e] * q_scale;
+    x.k[e] = in.k[e] * k_scale;
   }
   return x;
 }
@@ -103,7 +148,15 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t first_row = warp * 4 * E + group * kRows;
   const bool inside = column < p.value_dim;
   const float minus_a = -expf(p.a_log[head]);
-  GridWait();
+  float bias[PerChannel ? E : 1];
+#pragma unroll
+  for (int e = 0; e < (PerChannel ? E : 1); ++e) {
+    const int channel = lane * E + e;
+    bias[e] = !PerChannel ? p.dt_bias[head]
+              : channel < p.key_dim
+                  ? p.dt_bias[int64_t{head} * p.key_dim + channel]
+                  : 0.0f;
+  }
 
   float* state =
       reinterpret_cast<float*>(p.state.arena +
@@ -121,16 +174,16 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  const int32_t end = p.token_offsets[seq + 1];
+  const int32_t first = p.token_offsets[seq], end = p.token_offsets[seq + 1];
+  GridWait();
+
   int parity = 0;
-  for (int32_t row = p.token_offsets[seq]; row < end; ++row, parity ^= 1) {
-    float v[4] = {};
-    if (inside)
-      Load<4>(RowOf<T>(p.v, row) + int64_t{head} * p.value_dim + column, v);
-    const float b = Sigmoid(
-        LoadAs(p.beta.data, p.beta.dtype, row * p.beta.row_stride + head));
+  for (int32_t row = first; row < end; ++row, parity ^= 1) {
+    const TokenInputs<T, E, PerChannel> in =
+        LoadToken<T, E, PerChannel>(p, row, head, column);
     const KeyVectors<E> x =
-        LoadKeyVectors<T, E, PerChannel>(p, row, head, minus_a);
+        MakeKeyVectors<T, E, PerChannel>(p, in, bias, minus_a);
+    const float b = Sigmoid(in.beta);
     float k[kRows];
     float along_k[4] = {}, along_q[4] = {};
 #pragma unroll
@@ -174,7 +227,7 @@ __global__ void __launch_bounds__(kThreads)
     float out[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float u = b * (v[j] - sum_k[j]);
+      const float u = b * (in.v[j] - sum_k[j]);
       out[j] = sum_q[j] + x.dot * u;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) s[i][j] += k[i] * u;
@@ -199,11 +252,20 @@ template <typename T, int E, bool PerChannel>
 absl::Status LaunchRecurrent(const OpContext& context, RecurrentParams params,
                              int32_t num_seqs) {
   const int64_t heads = int64_t{num_seqs} * params.num_value_heads;
-  // Narrow slices while whole heads would leave SMs idle.
+  // Narrow slices while about all of them are on the SMs at once, so that every
+  // state is on its way before the token's vectors are known.
+  const int64_t most_narrow =
+      (PerChannel ? 4 : 3) * AsCuda(context.device)->num_sms();
   const bool wide = E <= 4 && params.value_dim % 128 == 0 &&
-                    heads >= 4 * AsCuda(context.device)->num_sms();
+                    heads * CeilDiv(params.value_dim, 32) > most_narrow;
   params.num_slices =
       static_cast<int32_t>(CeilDiv(params.value_dim, wide ? 128 : 32));
+  const auto aligned = [](const MatrixView& view) {
+    return AlignedTo(view, std::min<int64_t>(16, E * DTypeBytes(view.dtype)));
+  };
+  params.vector_keys = params.key_dim % E == 0 && aligned(params.q) &&
+                       aligned(params.k) &&
+                       (!PerChannel || aligned(params.alpha));
   const LaunchShape shape{dim3(heads * params.num_slices), dim3(kThreads)};
   if constexpr (E <= 4) {
     if (wide)

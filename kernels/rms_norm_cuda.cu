@@ -100,12 +100,12 @@ __global__ void GatedRmsNormKernel(const X* x, int64_t x_stride, const G* gate,
     const int32_t column = (c * kWarpSize + lane) * Width;
     if (column < head_dim) Load<Width>(weight + column, scale[c]);
   }
-  GridWait();
   const int64_t item =
       (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarpSize;
-  if (item >= num_tokens * num_heads) return;
   const int64_t token = item / num_heads;
   const int64_t head_begin = item % num_heads * head_dim;
+  GridWait();
+  if (item >= num_tokens * num_heads) return;
   float value[Chunks][Width], gating[Chunks][Width];
   float sum = 0;
 #pragma unroll
