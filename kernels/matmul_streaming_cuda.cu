@@ -38,6 +38,7 @@ struct StreamingShape {
   int32_t num_stages;
   int32_t max_pending;        // stages asked for and not yet there
   ActivationKind activation;  // of a gated product
+  uint32_t zero;              // 0, which the compiler does not know
 };
 
 // XRows (8 or 16): rows of x, padded. Shared memory per stage: two boxes of W
@@ -148,6 +149,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
     float acc[4] = {};
     for (int chunk = 0; chunk < num_chunks; ++chunk) {
       WaitBarrier(&full[stage], phase);
+      uint32_t last = 0;  // a register of the newest fragment
       const uint32_t base = SharedAddress(shared) + stage * stage_bytes;
 #pragma unroll
       for (int box = 0; box < 2; ++box) {
@@ -164,6 +166,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
                                (((half * 4 + matrix) ^ matrix_row) << 4));
             Mma(acc, x[0], 0, x[1], 0, w[0], w[1]);
             Mma(acc, x[2], 0, x[3], 0, w[2], w[3]);
+            last = x[3];
           } else {
 #pragma unroll
             for (int step = 0; step < 2; ++step) {
@@ -172,12 +175,15 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
               const int column = half * 4 + step * 2 + matrix / 2;
               LoadMatrix4(x, x_base + row * 128 + ((column ^ matrix_row) << 4));
               Mma(acc, x[0], x[1], x[2], x[3], w[2 * step], w[2 * step + 1]);
+              last = x[3];
             }
           }
         }
       }
       __syncwarp();
-      if (lane == 0) Arrive(&empty[stage]);
+      // The address depends on the last fragment: else the compiler frees the
+      // stage while that load is under way, and the copy engine overwrites it.
+      if (lane == 0) Arrive(&empty[stage] + (last & shape.zero));
       if (++stage == shape.num_stages) {
         stage = 0;
         phase ^= 1;
@@ -235,6 +241,7 @@ absl::Status LaunchStreaming(const OpContext& context, const MatrixView& x,
         {kBoxColumns, 2, weight.rows_per_tile / 2}, &w_map));
   }
   StreamingShape shape;
+  shape.zero = 0;
   shape.num_rows = static_cast<int32_t>(x.rows);
   shape.out_features = static_cast<int32_t>(matrix.out_features());
   shape.in_features = static_cast<int32_t>(matrix.in_features());
