@@ -2,8 +2,10 @@
 // "Flash-Decoding", for the split along the sequence).
 //
 // The work is a line of units: 64 cached positions of one KV head of one
-// sequence, ordered by (sequence, head, unit). A fixed grid shares the line out
-// evenly, so the launch does not depend on the lengths. Within a block each
+// sequence, ordered by (sequence, head, unit). A fixed grid shares the line
+// out, so the launch does not depend on the lengths: evenly, or, where each
+// (sequence, head) can have several blocks, so that no block has parts of two,
+// whose starts and merges would follow one another. Within a block each
 // warp takes 16 positions of every unit, with its own ring of shared-memory
 // stages. All query heads of a KV head are the rows of one 16-row tensor-core
 // tile.
@@ -37,7 +39,10 @@ constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kTileKeys = 16;  // of one warp
 constexpr int kUnitKeys = kWarps * kTileKeys;
 constexpr int kMinUnits = 2;  // worth a block
+// Blocks of the grid for each (sequence, head) from which none is shared.
+constexpr int kWholeBlocks = 4;
 constexpr int kMaxGroup = 16;
+constexpr int kMaxGrid = 1024;
 constexpr int kMaxSeqs = 4096;
 constexpr float kLog2e = 1.4426950408889634f;
 
@@ -93,20 +98,71 @@ struct SeqSpan {
   }
 };
 
-// The line of units cut into one contiguous share a block, the first `longer`
-// of which have one unit more.
+// The blocks that have a part of a (sequence, head).
+struct Parts {
+  int32_t first_block, count;
+  int32_t first_slot;  // see DecodeParams; that of all others is 0
+};
+
+// The line of units cut into one contiguous share a block.
 struct Shares {
-  int32_t blocks, units, longer;
-  __device__ __forceinline__ Shares(int32_t total, int32_t max_blocks)
-      : blocks(min(max_blocks, max(1, total / kMinUnits))),
+  bool whole;             // no share has parts of two (sequence, head)
+  int32_t blocks;         // that have one, unless `whole`
+  int32_t units, longer;  // the first `longer` have one unit more
+
+  __device__ __forceinline__ Shares(const DecodeParams& p, int32_t total)
+      : whole(p.num_seqs * p.num_kv_heads * kWholeBlocks <= gridDim.x),
+        blocks(min(gridDim.x, max(1, total / kMinUnits))),
         units(total / blocks),
         longer(total - units * blocks) {}
+
   __device__ __forceinline__ int32_t Begin(int32_t block) const {
     return block * units + min(block, longer);
   }
   __device__ __forceinline__ int32_t OwnerOf(int32_t index) const {
     const int32_t rest = index - longer * (units + 1);
     return rest < 0 ? index / (units + 1) : longer + rest / units;
+  }
+  // Unless `whole`, of the (sequence, head) with these units of the line.
+  __device__ __forceinline__ Parts PartsOf(int32_t first, int32_t last) const {
+    const int32_t first_block = OwnerOf(first);
+    // The first block's share may begin before this (sequence, head).
+    return {first_block, OwnerOf(last) - first_block + 1,
+            Begin(first_block) < first ? 1 : 0};
+  }
+
+  // This block's share [begin, end), empty if it has none; `parts` if `whole`.
+  __device__ __forceinline__ void Find(const DecodeParams& p,
+                                       const int32_t* units_before,
+                                       int32_t* begin, int32_t* end,
+                                       Parts* parts) const {
+    const int32_t block = blockIdx.x;
+    if (!whole) {
+      *begin = block < blocks ? Begin(block) : 0;
+      *end = block < blocks ? Begin(block + 1) : 0;
+      return;
+    }
+    // One block for each (sequence, head), and the rest of them by units.
+    const int32_t spare = gridDim.x - p.num_seqs * p.num_kv_heads;
+    const int32_t total = units_before[p.num_seqs] * p.num_kv_heads;
+    int32_t before = 0;
+    *begin = *end = 0;
+    for (int32_t seq = 0; seq < p.num_seqs; ++seq) {
+      const int32_t of_head = units_before[seq + 1] - units_before[seq];
+      const int32_t count =
+          max(1, min(of_head / kMinUnits, 1 + of_head * spare / total));
+      if (block >= before + count * p.num_kv_heads) {
+        before += count * p.num_kv_heads;
+        continue;
+      }
+      const int32_t head = (block - before) / count;
+      const int32_t part = block - before - head * count;
+      const int32_t first = units_before[seq] * p.num_kv_heads + head * of_head;
+      *begin = first + part * of_head / count;
+      *end = first + (part + 1) * of_head / count;
+      *parts = {block - part, count, 0};
+      return;
+    }
   }
 };
 
@@ -390,7 +446,7 @@ __device__ __forceinline__ int32_t AddReleaseAcquire(int32_t* counter,
 template <int D, bool Big>
 __device__ void Finish(const DecodeParams& p, const Cursor& at,
                        State<D, Big>& state, float* shared,
-                       const Shares& shares, int32_t first_unit) {
+                       const Parts& parts) {
   constexpr int kPartsAtOnce = D <= 128 ? 16 : 8;  // whose loads overlap
   __shared__ bool is_last;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
@@ -411,17 +467,12 @@ __device__ void Finish(const DecodeParams& p, const Cursor& at,
   }
   __syncthreads();
 
-  const int32_t last_unit = first_unit + at.span.units - 1;
-  const int32_t first_block = shares.OwnerOf(first_unit);
-  const int32_t num_parts = shares.OwnerOf(last_unit) - first_block + 1;
-  // A block's share may begin in the (sequence, head) before this one; all but
-  // the first block's here begin in this one.
-  const int32_t first_slot = shares.Begin(first_block) < first_unit ? 1 : 0;
   const auto part_of = [&](int32_t index) {
-    const int32_t slot = index == 0 ? first_slot : 0;
-    return (int64_t{first_block + index} * 2 + slot) * p.group;
+    const int32_t slot = index == 0 ? parts.first_slot : 0;
+    return (int64_t{parts.first_block + index} * 2 + slot) * p.group;
   };
-  const int64_t part = part_of(static_cast<int32_t>(blockIdx.x) - first_block);
+  const int64_t part =
+      part_of(static_cast<int32_t>(blockIdx.x) - parts.first_block);
   bf16* out = p.out + at.seq * p.out_stride + int64_t{at.head} * p.group * D;
   for (int i = threadIdx.x; i < p.group * (D / 4); i += kThreads) {
     const int row = i / (D / 4), column = i % (D / 4) * 4;
@@ -441,7 +492,7 @@ __device__ void Finish(const DecodeParams& p, const Cursor& at,
 #pragma unroll
       for (int e = 0; e < 4; ++e) x[e] += y[e] * weight;
     }
-    if (num_parts == 1) {
+    if (parts.count == 1) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) x[e] /= sum;
       Store<4>(out + row * D + column, x);
@@ -450,11 +501,11 @@ __device__ void Finish(const DecodeParams& p, const Cursor& at,
       if (column == 0) p.partial_sum[part + row] = make_float2(top, sum);
     }
   }
-  if (num_parts > 1) {
+  if (parts.count > 1) {
     __syncthreads();
     int32_t* counter = p.counters + at.seq * p.num_kv_heads + at.head;
     if (threadIdx.x == 0) {
-      is_last = AddReleaseAcquire(counter, 1) == num_parts - 1;
+      is_last = AddReleaseAcquire(counter, 1) == parts.count - 1;
       if (is_last) *counter = 0;
     }
     __syncthreads();
@@ -462,14 +513,14 @@ __device__ void Finish(const DecodeParams& p, const Cursor& at,
       for (int i = threadIdx.x; i < p.group * (D / 4); i += kThreads) {
         const int row = i / (D / 4), column = i % (D / 4) * 4;
         float top = -INFINITY, sum = 0, x[4] = {};
-        for (int32_t first = 0; first < num_parts; first += kPartsAtOnce) {
+        for (int32_t first = 0; first < parts.count; first += kPartsAtOnce) {
           float2 s[kPartsAtOnce];
           float4 y[kPartsAtOnce];
 #pragma unroll
           for (int b = 0; b < kPartsAtOnce; ++b) {
             s[b] = make_float2(-INFINITY, 0);
             y[b] = make_float4(0, 0, 0, 0);
-            if (first + b >= num_parts) continue;
+            if (first + b >= parts.count) continue;
             const int64_t from = part_of(first + b) + row;
             s[b] = __ldcg(&p.partial_sum[from]);
             y[b] = __ldcg(reinterpret_cast<const float4*>(p.partial_out +
@@ -549,11 +600,12 @@ __global__ void __launch_bounds__(kThreads, D <= 128 ? 2 : 1)
   GridTrigger();
   CountUnits(p, units_before);
 
-  const Shares shares(units_before[p.num_seqs] * p.num_kv_heads, gridDim.x);
+  const Shares shares(p, units_before[p.num_seqs] * p.num_kv_heads);
+  int32_t begin, end;
+  Parts parts;
+  shares.Find(p, units_before, &begin, &end, &parts);
   // Block 0 always has work and waits, so the kernel ends after the one before.
-  if (blockIdx.x >= shares.blocks) return;
-  const int32_t begin = shares.Begin(blockIdx.x);
-  const int32_t end = shares.Begin(blockIdx.x + 1);
+  if (begin == end) return;
 
   Cursor load(p, units_before, begin), at = load;
   int32_t to_load = end - begin;
@@ -577,7 +629,7 @@ __global__ void __launch_bounds__(kThreads, D <= 128 ? 2 : 1)
     CommitCopies();
   };
   look_up();
-  for (int s = 0; s < kStages - 1; ++s) start_copy();
+  for (int s = 0; s < kStages; ++s) start_copy();
   if (threadIdx.x < D / 8)
     PrefetchL2(p.rope_table + int64_t{at.span.context} * D + threadIdx.x * 8);
   GridWait();
@@ -592,14 +644,16 @@ __global__ void __launch_bounds__(kThreads, D <= 128 ? 2 : 1)
     for (; index < segment_end; ++index, ++at.unit) {
       WaitCopies<kStages - 2>();
       __syncwarp();
-      start_copy();
+      if (index > begin) start_copy();  // where the unit before this one was
       const int32_t tile = at.TileBegin(warp);
       if (tile < at.span.context)
         AttendTile<D, Big>(p, at.span, tile, stages + stage * TileBytes<D>(),
                            state);
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
-    Finish<D, Big>(p, at, state, merge, shares, first_unit);
+    if (!shares.whole)
+      parts = shares.PartsOf(first_unit, first_unit + at.span.units - 1);
+    Finish<D, Big>(p, at, state, merge, parts);
     at.NextHead(p);
   }
 }
@@ -638,6 +692,7 @@ bool CanDecode(const PagedAttentionArgs& args) {
          args.batch.num_decodes <= (d == 256 ? kMaxSeqs / 8 : kMaxSeqs) &&
          int64_t{args.batch.num_decodes} * args.num_kv_heads <=
              CudaDevice::kNumCounters &&
+         max_units < INT32_MAX / kMaxGrid &&
          max_units * args.batch.num_decodes * args.num_kv_heads < INT32_MAX &&
          AlignedTo(args.q, 4) && AlignedTo(args.k, 4) && AlignedTo(args.v, 4) &&
          AlignedTo(args.out, 8);

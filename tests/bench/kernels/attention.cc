@@ -458,6 +458,17 @@ void CheckAll(Harness* h) {
     shape.seqs = {{3, 1}, {context, 1}, {200, 1}};
     check(absl::StrCat("decode of 3 after ", context, ",").c_str(), shape);
   }
+  // Units that do not divide evenly among a head's blocks.
+  shape.heads = 32;
+  shape.kv_heads = 8;
+  for (const int32_t context : {100, 192, 2049, 2063, 2090, 2112}) {
+    shape.seqs = {{context, 1}};
+    check(absl::StrCat("decode alone after ", context, ",").c_str(), shape);
+    shape.seqs = {{context, 1}, {2 * context, 1}, {7, 1}, {context, 1}};
+    check(absl::StrCat("decode of 4 after ", context, ",").c_str(), shape);
+  }
+  shape.heads = 8;
+  shape.kv_heads = 2;
   for (const int32_t head_size : {64, 256}) {
     shape.head_size = head_size;
     shape.seqs = {{9000, 1}};

@@ -329,6 +329,8 @@ void BenchOverlap(Harness* h) {
   const std::vector<int32_t> odd = {0, 1, 15, 16, 17, 63, 64, 65, 700, 2100};
   AttentionChain(h, {2048}).Check("attention 1 x 2048", kSteps);
   AttentionChain(h, odd).Check("attention odd lengths", kSteps);
+  AttentionChain(h, {2049}).Check("attention 1 x 2049", kSteps);
+  AttentionChain(h, {2112, 5, 700}).Check("attention of 3", kSteps);
   AttentionChain(h, {0}).Check("attention 1 x 0", kSteps);
   AttentionChain(h, odd, 100, false).Check("attention window", kSteps);
   AttentionChain(h, odd, 100, true).Check("attention ring", kSteps);
@@ -346,9 +348,10 @@ void BenchOverlap(Harness* h) {
   }
   if (!h->times_wanted()) return;
   for (const auto& [batch, context] :
-       {std::pair(1, 256), std::pair(1, 2048), std::pair(4, 2048),
-        std::pair(16, 2048), std::pair(64, 2048), std::pair(1, 32768),
-        std::pair(8, 32768)}) {
+       {std::pair(1, 256), std::pair(1, 2048), std::pair(1, 2100),
+        std::pair(4, 2048), std::pair(4, 2100), std::pair(8, 2100),
+        std::pair(16, 2048), std::pair(16, 2100), std::pair(64, 2048),
+        std::pair(1, 32768), std::pair(8, 32768)}) {
     AttentionChain(h, std::vector<int32_t>(batch, context))
         .Time(absl::StrCat("attention ", batch, " x ", context));
   }
