@@ -114,6 +114,9 @@ class PeerReduceTest : public testing::TestWithParam<int> {
       ASSERT_CUDA(cudaMemcpy(ranks_[r].x, host.data(), host.size(),
                              cudaMemcpyHostToDevice));
     }
+    // A copy from pageable memory returns once it is staged, and the ranks'
+    // streams do not wait for it.
+    ASSERT_CUDA(cudaDeviceSynchronize());
     for (Rank& rank : ranks_) {
       const absl::Status status = LaunchPeerReduce(
           rank.buffers, rank.x + offset, n, type, rank.stream, shape);
