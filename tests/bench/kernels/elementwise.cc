@@ -145,25 +145,6 @@ void CheckRope(Harness* h, int32_t head_size, DType dtype) {
            h->Download(args.x), reference, ToleranceOf(dtype));
 }
 
-double Apply(ActivationKind kind, double x) {
-  switch (kind) {
-    case ActivationKind::kSilu:
-      return x / (1 + std::exp(-x));
-    case ActivationKind::kGelu:
-      return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-    case ActivationKind::kGeluTanh:
-      return 0.5 * x *
-             (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
-    case ActivationKind::kRelu:
-      return std::max(x, 0.0);
-    case ActivationKind::kSquaredRelu:
-      return std::max(x, 0.0) * std::max(x, 0.0);
-    case ActivationKind::kIdentity:
-      return x;
-  }
-  return NAN;
-}
-
 void CheckActivation(Harness* h, ActivationKind kind, bool gated, int64_t width,
                      DType dtype) {
   const int64_t tokens = 3;
@@ -178,7 +159,7 @@ void CheckActivation(Harness* h, ActivationKind kind, bool gated, int64_t width,
   std::vector<double> reference;
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t c = 0; c < width; ++c)
-      reference.push_back(Apply(kind, x.at(t, c)) *
+      reference.push_back(Activate(kind, x.at(t, c)) *
                           (gated ? x.at(t, width + c) : 1.0));
   }
   h->Check(

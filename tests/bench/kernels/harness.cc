@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <memory>
+#include <utility>
 
 #include "kernels/backends.h"
 #include "kernels/cuda_status.h"
@@ -105,6 +107,13 @@ Tensor Harness::Large(int64_t rows, int64_t cols, DType dtype, float scale) {
   return tensor;
 }
 
+WeightMatrix Harness::LargeWeight(int64_t n, int64_t k) {
+  auto storage = std::make_unique<internal::CudaWeight>();
+  storage->data = std::move(Large(n, k, DType::kBF16, 0.02f).buffer);
+  Ok(internal::PlanStreaming(device_->num_sms(), n, k, storage.get()));
+  return WeightMatrix(n, k, DType::kBF16, std::move(storage));
+}
+
 std::vector<float> Harness::Download(const MatrixView& view) {
   std::vector<float> values(view.rows * view.cols);
   const int64_t span = (view.rows - 1) * view.row_stride + view.cols;
@@ -170,7 +179,8 @@ std::pair<double, double> Harness::Replay(
   OkCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
          "cudaStreamBeginCapture");
   int calls = 0;
-  for (; calls < std::max(num_sets, kGraphCalls); ++calls) run(calls % num_sets);
+  for (; calls < std::max(num_sets, kGraphCalls); ++calls)
+    run(calls % num_sets);
   OkCuda(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
   OkCuda(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
   cudaEvent_t start, stop;
@@ -296,6 +306,25 @@ void Harness::Report(const std::string& path) const {
          << "\", \"share\": " << row.rate / row.ceiling << "}";
   }
   json << "\n  ]\n}\n";
+}
+
+double Activate(ActivationKind kind, double x) {
+  switch (kind) {
+    case ActivationKind::kIdentity:
+      return x;
+    case ActivationKind::kSilu:
+      return x / (1 + std::exp(-x));
+    case ActivationKind::kGelu:
+      return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case ActivationKind::kGeluTanh:
+      return 0.5 * x *
+             (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+    case ActivationKind::kRelu:
+      return std::max(x, 0.0);
+    case ActivationKind::kSquaredRelu:
+      return std::max(x, 0.0) * std::max(x, 0.0);
+  }
+  return NAN;
 }
 
 }  // namespace switchyard::bench

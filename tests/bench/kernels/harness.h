@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "kernels/activation.h"
 #include "kernels/cuda_device.h"
+#include "kernels/matmul.h"
 #include "kernels/op_context.h"
 #include "kernels/tensor.h"
 #include "tests/bench/kernels/device_fill.h"
@@ -77,6 +79,8 @@ class Harness {
   Tensor Poisoned(int64_t rows, int64_t cols, DType dtype);
   // Random values made on the device; no host copy.
   Tensor Large(int64_t rows, int64_t cols, DType dtype, float scale = 1);
+  // A bf16 weight [n, k] of such values.
+  WeightMatrix LargeWeight(int64_t n, int64_t k);
   template <typename T>
   DeviceBuffer Upload(const std::vector<T>& values) {
     return UploadBytes(values.data(), values.size() * sizeof(T));
@@ -124,6 +128,9 @@ class Harness {
   std::vector<CheckRow> checks_;
   std::vector<TimeRow> times_;
 };
+
+// f(x) of an activation, the reference of every op that has one.
+double Activate(ActivationKind kind, double x);
 
 // One per family of ops: checks, then timings.
 void BenchElementwise(Harness* harness);

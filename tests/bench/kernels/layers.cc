@@ -17,13 +17,6 @@ constexpr int kWeightSets = 3;  // layers with weights of their own
 constexpr int kSets = 4 * kWeightSets;
 constexpr int64_t kHidden = 5120, kMlp = 14336;
 
-WeightMatrix MakeWeight(Harness* h, int64_t n, int64_t k) {
-  auto storage = std::make_unique<internal::CudaWeight>();
-  storage->data = std::move(h->Large(n, k, DType::kBF16, 0.02f).buffer);
-  Ok(internal::PlanStreaming(h->device()->num_sms(), n, k, storage.get()));
-  return WeightMatrix(n, k, DType::kBF16, std::move(storage));
-}
-
 // What every layer has: the residual stream, two norms and the MLP.
 class Layer {
  public:
@@ -35,8 +28,8 @@ class Layer {
     act_ = h->Large(batch, kMlp, DType::kBF16);
     norm_weight_ = h->Large(1, kHidden, DType::kF32);
     for (int s = 0; s < kWeightSets; ++s) {
-      up_weights_.push_back(MakeWeight(h, 2 * kMlp, kHidden));
-      down_weights_.push_back(MakeWeight(h, kHidden, kMlp));
+      up_weights_.push_back(h->LargeWeight(2 * kMlp, kHidden));
+      down_weights_.push_back(h->LargeWeight(kHidden, kMlp));
     }
     for (int32_t s = 0; s <= batch; ++s) offsets_host_.push_back(s);
     offsets_ = h->Upload(offsets_host_);
@@ -110,8 +103,8 @@ class AttentionLayer final : public Layer {
     qkv_ = h->Large(batch, 6144, DType::kBF16);
     mixed_ = h->Large(batch, 4096, DType::kBF16);
     for (int s = 0; s < kWeightSets; ++s) {
-      in_weights_.push_back(MakeWeight(h, 6144, kHidden));
-      out_weights_.push_back(MakeWeight(h, kHidden, 4096));
+      in_weights_.push_back(h->LargeWeight(6144, kHidden));
+      out_weights_.push_back(h->LargeWeight(kHidden, 4096));
     }
     args_.blocks = {arena_.buffer.get(), nullptr, stride, 16, 0};
     args_.kv_dtype = DType::kBF16;
@@ -172,12 +165,12 @@ class DeltaLayer final : public Layer {
     normed_mix_ = h->Large(batch, 4096, DType::kBF16);
     small_ = h->Large(12288, 4, DType::kF32);
     for (int s = 0; s < kWeightSets; ++s) {
-      in_weights_.push_back(MakeWeight(h, in_cols_, kHidden));
+      in_weights_.push_back(h->LargeWeight(in_cols_, kHidden));
       if (kda) {
-        decay_weights_.push_back(MakeWeight(h, 4096, 128));
-        gate_weights_.push_back(MakeWeight(h, 4096, 128));
+        decay_weights_.push_back(h->LargeWeight(4096, 128));
+        gate_weights_.push_back(h->LargeWeight(4096, 128));
       }
-      out_weights_.push_back(MakeWeight(h, kHidden, 4096));
+      out_weights_.push_back(h->LargeWeight(kHidden, 4096));
     }
   }
   double Bytes() const override {

@@ -55,25 +55,6 @@ void CheckMatmul(Harness* h, int64_t m, int64_t n, int64_t k, DType dtype,
       out_dtype == DType::kF32 ? 3e-5 : 4e-3);
 }
 
-double Activate(ActivationKind kind, double x) {
-  switch (kind) {
-    case ActivationKind::kIdentity:
-      return x;
-    case ActivationKind::kSilu:
-      return x / (1 + std::exp(-x));
-    case ActivationKind::kGelu:
-      return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-    case ActivationKind::kGeluTanh:
-      return 0.5 * x *
-             (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
-    case ActivationKind::kRelu:
-      return std::max(x, 0.0);
-    case ActivationKind::kSquaredRelu:
-      return std::max(x, 0.0) * std::max(x, 0.0);
-  }
-  return NAN;
-}
-
 // Against float64, and bit for bit against the product and the activation as
 // kernels of their own.
 void CheckGatedMatmul(Harness* h, int64_t m, int64_t width, int64_t k,
@@ -138,18 +119,11 @@ void CheckInvariance(Harness* h, int64_t n, int64_t k, DType dtype) {
             same);
 }
 
-WeightMatrix LargeWeight(Harness* h, int64_t n, int64_t k) {
-  auto storage = std::make_unique<internal::CudaWeight>();
-  storage->data = std::move(h->Large(n, k, DType::kBF16, 0.02f).buffer);
-  Ok(internal::PlanStreaming(h->device()->num_sms(), n, k, storage.get()));
-  return WeightMatrix(n, k, DType::kBF16, std::move(storage));
-}
-
 void TimeShape(Harness* h, int64_t n, int64_t k) {
   const int sets =
       static_cast<int>(std::max<int64_t>(2, 400'000'000 / (2 * n * k) + 1));
   std::vector<WeightMatrix> weights;
-  for (int s = 0; s < sets; ++s) weights.push_back(LargeWeight(h, n, k));
+  for (int s = 0; s < sets; ++s) weights.push_back(h->LargeWeight(n, k));
   for (const int64_t m : {1, 4, 8, 16, 32, 64, 8192}) {
     if (m > 64 && n > 100'000) continue;
     const Tensor x = h->Large(m, k, DType::kBF16);
@@ -180,7 +154,7 @@ void TimeGated(Harness* h, int64_t width, int64_t k) {
       static_cast<int>(std::max<int64_t>(2, 400'000'000 / (4 * width * k) + 1));
   std::vector<WeightMatrix> weights;
   for (int s = 0; s < sets; ++s)
-    weights.push_back(LargeWeight(h, 2 * width, k));
+    weights.push_back(h->LargeWeight(2 * width, k));
   for (const int64_t m : {1, 4, 8, 16, 64}) {
     const Tensor x = h->Large(m, k, DType::kBF16);
     const Tensor product = h->Large(m, 2 * width, DType::kBF16);

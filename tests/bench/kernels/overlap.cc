@@ -17,13 +17,6 @@ namespace {
 constexpr int kSets = 3;  // layers, with weights and caches of their own
 constexpr int64_t kHidden = 5120, kMixed = 4096;
 
-WeightMatrix MakeWeight(Harness* h, int64_t n, int64_t k) {
-  auto storage = std::make_unique<internal::CudaWeight>();
-  storage->data = std::move(h->Large(n, k, DType::kBF16, 0.02f).buffer);
-  Ok(internal::PlanStreaming(h->device()->num_sms(), n, k, storage.get()));
-  return WeightMatrix(n, k, DType::kBF16, std::move(storage));
-}
-
 // hidden -> projected -> mixed -> hidden, in kSets layers one after the other.
 class Chain {
  public:
@@ -35,8 +28,8 @@ class Chain {
     projected_ = h->Poisoned(batch, projected, DType::kBF16);
     mixed_ = h->Poisoned(batch, kMixed, DType::kBF16);
     for (int s = 0; s < kSets; ++s) {
-      in_weights_.push_back(MakeWeight(h, projected, kHidden));
-      out_weights_.push_back(MakeWeight(h, kHidden, kMixed));
+      in_weights_.push_back(h->LargeWeight(projected, kHidden));
+      out_weights_.push_back(h->LargeWeight(kHidden, kMixed));
     }
     std::vector<int32_t> offsets;
     for (int32_t s = 0; s <= batch; ++s) offsets.push_back(s);
@@ -244,8 +237,8 @@ class RecurrentChain final : public Chain {
     small_ = h->Large(12288, 4, DType::kF32, 0.5f);
     if (decay == DecayKind::kPerHead) return;
     for (int s = 0; s < kSets; ++s) {
-      alpha_weights_.push_back(MakeWeight(h, kMixed, 128));
-      gate_weights_.push_back(MakeWeight(h, kMixed, 128));
+      alpha_weights_.push_back(h->LargeWeight(kMixed, 128));
+      gate_weights_.push_back(h->LargeWeight(kMixed, 128));
     }
   }
   double Bytes() const override {
