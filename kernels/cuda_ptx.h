@@ -130,6 +130,32 @@ __device__ __forceinline__ void WaitBarrier(uint64_t* barrier, int parity) {
   }
 }
 
+// ---- Clusters of blocks ----
+
+// A barrier of all threads of the cluster; shared memory written before it is
+// visible to the others' loads after it. REQUIRES: whole warps.
+__device__ __forceinline__ void SyncCluster() {
+  __syncwarp();
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+// Four floats of what lies at `shared`, an address of this block, in the shared
+// memory of the cluster's block `rank`.
+__device__ __forceinline__ float4 LoadShared4(uint32_t shared, uint32_t rank) {
+  uint32_t address;
+  float4 v;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(shared), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
 // ---- Bulk tensor copy ----
 
 __device__ __forceinline__ uint64_t EvictFirstPolicy() {
@@ -140,6 +166,11 @@ __device__ __forceinline__ uint64_t EvictFirstPolicy() {
 __device__ __forceinline__ uint64_t EvictLastPolicy() {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ uint64_t EvictNormalPolicy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
 

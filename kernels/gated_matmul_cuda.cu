@@ -6,7 +6,9 @@ namespace switchyard::internal {
 
 absl::Status GatedMatmulCuda(const OpContext& context,
                              const GatedMatmulArgs& args) {
-  if (CanStream(args.x, *args.weight))
+  if (ServesWide(context, args.x, *args.weight))
+    return GatedMatmulWide(context, args);
+  if (!context.batch_invariant && CanStream(args.x, *args.weight))
     return GatedMatmulStreaming(context, args);
   SY_RETURN_IF_ERROR(
       MatmulCuda(context, {args.x, args.weight, args.bias, args.product}));

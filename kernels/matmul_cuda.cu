@@ -1,5 +1,5 @@
-// Matmul on CUDA: packs weights, chooses between the streaming kernel, the
-// invariant one and cuBLASLt, and keeps cuBLASLt's plans.
+// Matmul on CUDA: packs weights, chooses between the streaming kernel, the wide
+// one, cuBLASLt and the scalar one, and keeps cuBLASLt's plans.
 #include <algorithm>
 #include <map>
 #include <memory>
@@ -223,8 +223,17 @@ absl::StatusOr<std::unique_ptr<WeightMatrix::Storage>> PackWeightCuda(
   if (dtype == DType::kBF16 && host.cols % 8 == 0) {
     SY_RETURN_IF_ERROR(PlanStreaming(cuda_device->num_sms(), host.rows,
                                      host.cols, weight.get()));
+    SY_RETURN_IF_ERROR(
+        PlanWide(cuda_device->num_sms(), host.rows, host.cols, weight.get()));
   }
   return weight;
+}
+
+bool ServesWide(const OpContext& context, const MatrixView& x,
+                const WeightMatrix& weight) {
+  if (!CanMultiplyWide(x, weight)) return false;
+  if (context.batch_invariant) return true;
+  return x.rows >= AsCuda(weight).wide_from && x.rows <= kMaxWideRows;
 }
 
 absl::Status MatmulCuda(const OpContext& context, const MatmulArgs& args) {
@@ -233,8 +242,10 @@ absl::Status MatmulCuda(const OpContext& context, const MatmulArgs& args) {
         "Matmul: ", DTypeName(args.x.dtype), " activations with a ",
         DTypeName(args.weight->dtype()), " weight have no CUDA kernel"));
   }
-  if (CanStream(args.x, *args.weight)) return MatmulStreaming(context, args);
+  if (ServesWide(context, args.x, *args.weight))
+    return MatmulWide(context, args);
   if (context.batch_invariant) return MatmulInvariant(context, args);
+  if (CanStream(args.x, *args.weight)) return MatmulStreaming(context, args);
   if (args.bias != nullptr) return RunBlasWithBias(context, args);
   return RunBlas(context, args.x, *args.weight, args.out);
 }

@@ -47,8 +47,11 @@ constexpr Shape kShapes[] = {{256, 512}, {100, 37}, {8, 3}, {328, 1100}};
 
 TEST_P(GatedMatmulTest, ActivatesAndMultipliesTheHalves) {
   for (const Shape& shape : kShapes) {
-    for (int64_t rows : {1, 7, 8, 9, 16, 17}) {
+    for (int64_t rows : {1, 7, 8, 9, 16, 17, 40, 67}) {
       for (bool has_bias : {false, true}) {
+        OpContext context = this->context();
+        context.batch_invariant = rows % 3 == 1;
+
         const HostMatrix x = RandomMatrix(rows, shape.in, activation());
         const HostMatrix w =
             RandomMatrix(2 * shape.width, shape.in, activation(),
@@ -62,7 +65,7 @@ TEST_P(GatedMatmulTest, ActivatesAndMultipliesTheHalves) {
         args.product = Poisoned(rows, 2 * shape.width, activation());
         args.out = Poisoned(rows, shape.width, activation(),
                             has_bias ? shape.width + 5 : 0);
-        SY_ASSERT_OK(GatedMatmul(context(), args));
+        SY_ASSERT_OK(GatedMatmul(context, args));
         const HostMatrix actual = Download(args.out);
         std::vector<double> expected;
         for (int64_t r = 0; r < rows; ++r) {
@@ -92,21 +95,26 @@ TEST_P(GatedMatmulTest, HasTheBitsOfItsParts) {
   const Shape shape = {72, 150};
   const HostMatrix w = RandomMatrix(2 * shape.width, shape.in, activation());
   const WeightMatrix weight = Weight(w);
-  for (ActivationKind kind :
-       {ActivationKind::kIdentity, ActivationKind::kSilu, ActivationKind::kGelu,
-        ActivationKind::kGeluTanh, ActivationKind::kRelu,
-        ActivationKind::kSquaredRelu}) {
-    for (int64_t rows : {1, 11, 30}) {
-      const MatrixView x = Upload(RandomMatrix(rows, shape.in, activation()));
-      const MatrixView product = Poisoned(rows, 2 * shape.width, activation());
-      const MatrixView out = Poisoned(rows, shape.width, activation());
-      const MatrixView parts = Poisoned(rows, shape.width, activation());
-      SY_ASSERT_OK(
-          GatedMatmul(context(), {x, &weight, nullptr, kind, product, out}));
-      SY_ASSERT_OK(Matmul(context(), {x, &weight, nullptr, product}));
-      SY_ASSERT_OK(Activation(context(), {kind, product, true, parts}));
-      EXPECT_EQ(Download(out).values, Download(parts).values)
-          << "kind " << static_cast<int>(kind) << ", " << rows << " rows";
+  for (bool batch_invariant : {false, true}) {
+    OpContext context = this->context();
+    context.batch_invariant = batch_invariant;
+    for (ActivationKind kind :
+         {ActivationKind::kIdentity, ActivationKind::kSilu,
+          ActivationKind::kGelu, ActivationKind::kGeluTanh,
+          ActivationKind::kRelu, ActivationKind::kSquaredRelu}) {
+      for (int64_t rows : {1, 11, 30, 50, 100}) {
+        const MatrixView x = Upload(RandomMatrix(rows, shape.in, activation()));
+        const MatrixView product =
+            Poisoned(rows, 2 * shape.width, activation());
+        const MatrixView out = Poisoned(rows, shape.width, activation());
+        const MatrixView parts = Poisoned(rows, shape.width, activation());
+        SY_ASSERT_OK(
+            GatedMatmul(context, {x, &weight, nullptr, kind, product, out}));
+        SY_ASSERT_OK(Matmul(context, {x, &weight, nullptr, product}));
+        SY_ASSERT_OK(Activation(context, {kind, product, true, parts}));
+        EXPECT_EQ(Download(out).values, Download(parts).values)
+            << "kind " << static_cast<int>(kind) << ", " << rows << " rows";
+      }
     }
   }
 }

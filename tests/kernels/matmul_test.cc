@@ -32,12 +32,12 @@ class MatmulTest : public OpTest {
 struct Shape {
   int64_t in, out;
 };
-constexpr Shape kShapes[] = {{256, 512}, {100, 37}, {8, 128},  {256, 4},
-                             {1024, 64}, {3, 1},    {192, 128}};
+constexpr Shape kShapes[] = {{256, 512}, {100, 37}, {8, 128},   {256, 4},
+                             {1024, 64}, {3, 1},    {192, 128}, {2056, 75}};
 
 TEST_P(MatmulTest, MultipliesWithBiasAndStrides) {
   for (const Shape& shape : kShapes) {
-    for (int64_t rows : {1, 3, 8, 29, 130}) {
+    for (int64_t rows : {1, 3, 8, 17, 29, 64, 75, 130}) {
       for (bool has_bias : {false, true}) {
         const HostMatrix x = RandomMatrix(rows, shape.in, activation());
         const HostMatrix w = RandomMatrix(shape.out, shape.in, activation());
@@ -47,9 +47,6 @@ TEST_P(MatmulTest, MultipliesWithBiasAndStrides) {
         args.x = Upload(x, has_bias ? shape.in + 8 : 0);
         args.weight = &weight;
         args.bias = has_bias ? UploadArray(bias) : nullptr;
-        args.out = Poisoned(rows, shape.out, DType::kF32,
-                            has_bias ? shape.out + 8 : 0);
-        SY_ASSERT_OK(Matmul(context(), args));
         std::vector<double> expected;
         for (int64_t r = 0; r < rows; ++r) {
           for (int64_t o = 0; o < shape.out; ++o) {
@@ -61,11 +58,19 @@ TEST_P(MatmulTest, MultipliesWithBiasAndStrides) {
           }
         }
         // The sums wander as far as sqrt(in), and round at every step.
-        ExpectNear(Download(args.out), expected, 5e-6,
-                   "[" + std::to_string(rows) + ", " +
-                       std::to_string(shape.in) + "] x " +
-                       std::to_string(shape.out),
-                   std::sqrt(double(shape.in)));
+        for (bool batch_invariant : {false, true}) {
+          OpContext context = this->context();
+          context.batch_invariant = batch_invariant;
+          args.out = Poisoned(rows, shape.out, DType::kF32,
+                              has_bias ? shape.out + 8 : 0);
+          SY_ASSERT_OK(Matmul(context, args));
+          ExpectNear(Download(args.out), expected, 5e-6,
+                     "[" + std::to_string(rows) + ", " +
+                         std::to_string(shape.in) + "] x " +
+                         std::to_string(shape.out) +
+                         (batch_invariant ? " invariant" : ""),
+                     std::sqrt(double(shape.in)));
+        }
       }
     }
   }
@@ -102,7 +107,8 @@ TEST_P(MatmulTest, TakesEveryTypeOfHostWeight) {
 }
 
 TEST_P(MatmulTest, ARowsBitsDoNotDependOnTheNumberOfRows) {
-  if (cuda()) GTEST_SKIP() << "a property of the CPU";
+  OpContext context = this->context();
+  context.batch_invariant = true;
   for (const Shape& shape :
        {Shape{256, 512}, Shape{1024, 64}, Shape{100, 37}, Shape{4096, 40}}) {
     const HostMatrix x = RandomMatrix(512, shape.in, activation());
@@ -118,7 +124,7 @@ TEST_P(MatmulTest, ARowsBitsDoNotDependOnTheNumberOfRows) {
     for (int64_t r = 0; r < 512; ++r) {
       args.x = all_x.Rows(r, 1);
       args.out = Poisoned(1, shape.out, DType::kF32);
-      SY_ASSERT_OK(Matmul(context(), args));
+      SY_ASSERT_OK(Matmul(context, args));
       const HostMatrix row = Download(args.out);
       alone.values.insert(alone.values.end(), row.values.begin(),
                           row.values.end());
@@ -130,11 +136,12 @@ TEST_P(MatmulTest, ARowsBitsDoNotDependOnTheNumberOfRows) {
       const int64_t begin = RandomInt(0, 512 - static_cast<int32_t>(m));
       args.x = all_x.Rows(begin, m);
       args.out = Poisoned(m, shape.out, DType::kF32);
-      SY_ASSERT_OK(Matmul(context(), args));
+      SY_ASSERT_OK(Matmul(context, args));
       HostMatrix expected{m, shape.out, DType::kF32, {}};
       expected.values.assign(alone.values.begin() + begin * shape.out,
                              alone.values.begin() + (begin + m) * shape.out);
-      ExpectSame(Download(args.out), expected, std::to_string(m) + " rows");
+      EXPECT_TRUE(Download(args.out).values == expected.values)
+          << m << " rows of " << shape.in << " to " << shape.out;
     }
   }
 }

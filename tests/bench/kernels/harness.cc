@@ -111,6 +111,7 @@ WeightMatrix Harness::LargeWeight(int64_t n, int64_t k) {
   auto storage = std::make_unique<internal::CudaWeight>();
   storage->data = std::move(Large(n, k, DType::kBF16, 0.02f).buffer);
   Ok(internal::PlanStreaming(device_->num_sms(), n, k, storage.get()));
+  Ok(internal::PlanWide(device_->num_sms(), n, k, storage.get()));
   return WeightMatrix(n, k, DType::kBF16, std::move(storage));
 }
 

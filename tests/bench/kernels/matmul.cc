@@ -107,7 +107,7 @@ void CheckInvariance(Harness* h, int64_t n, int64_t k, DType dtype) {
   };
   const std::vector<float> whole = run(0, m);
   bool same = true;
-  for (const int64_t rows : {1, 3, 8, 13, 16, 17, 64, 129}) {
+  for (const int64_t rows : {1, 3, 8, 13, 16, 17, 33, 64, 65, 129}) {
     for (const int64_t begin : {int64_t{0}, int64_t{7}, m - rows}) {
       const std::vector<float> part = run(begin, rows);
       same = same &&
@@ -124,8 +124,8 @@ void TimeShape(Harness* h, int64_t n, int64_t k) {
       static_cast<int>(std::max<int64_t>(2, 400'000'000 / (2 * n * k) + 1));
   std::vector<WeightMatrix> weights;
   for (int s = 0; s < sets; ++s) weights.push_back(h->LargeWeight(n, k));
-  for (const int64_t m : {1, 4, 8, 16, 32, 64, 8192}) {
-    if (m > 64 && n > 100'000) continue;
+  for (const int64_t m : {1, 4, 8, 16, 32, 64, 128, 8192}) {
+    if (m > 128 && n > 100'000) continue;
     const Tensor x = h->Large(m, k, DType::kBF16);
     const Tensor out = h->Large(m, n, DType::kBF16);
     const auto run = [&](const OpContext& context, int s) {
@@ -136,7 +136,7 @@ void TimeShape(Harness* h, int64_t n, int64_t k) {
       Ok(internal::MatmulCuda(context, args));
     };
     const std::string name = absl::StrCat("matmul ", m, " x ", k, " -> ", n);
-    if (m > 64) {
+    if (m > 128) {
       const double flops = 2.0 * m * n * k;
       h->Time(name, sets, flops, Roof::kGemm,
               [&](int s) { run(h->context(), s); });
@@ -145,6 +145,10 @@ void TimeShape(Harness* h, int64_t n, int64_t k) {
     } else {
       h->Time(name, sets, 2.0 * n * k, Roof::kRead,
               [&](int s) { run(h->context(), s); });
+      if (m == 1 || m == 64) {
+        h->Time(name + " invariant", sets, 2.0 * n * k, Roof::kRead,
+                [&](int s) { run(h->invariant(), s); });
+      }
     }
   }
 }
@@ -155,7 +159,7 @@ void TimeGated(Harness* h, int64_t width, int64_t k) {
   std::vector<WeightMatrix> weights;
   for (int s = 0; s < sets; ++s)
     weights.push_back(h->LargeWeight(2 * width, k));
-  for (const int64_t m : {1, 4, 8, 16, 64}) {
+  for (const int64_t m : {1, 4, 8, 16, 32, 64, 128}) {
     const Tensor x = h->Large(m, k, DType::kBF16);
     const Tensor product = h->Large(m, 2 * width, DType::kBF16);
     const Tensor out = h->Large(m, width, DType::kBF16);
@@ -173,10 +177,14 @@ void TimeGated(Harness* h, int64_t width, int64_t k) {
 
 void BenchMatmul(Harness* h) {
   const DType bf16 = DType::kBF16, f32 = DType::kF32;
-  for (const int64_t m : {1, 5, 8, 9, 16, 17, 70}) {
+  for (const int64_t m : {1, 5, 8, 9, 16, 17, 32, 33, 64, 70, 128, 131}) {
     CheckMatmul(h, m, 200, 640, bf16, bf16, false, false);
     CheckMatmul(h, m, 1037, 200, bf16, f32, true, false);
+    // Columns split over two and four blocks.
+    CheckMatmul(h, m, 150, 1032, bf16, bf16, true, false);
+    CheckMatmul(h, m, 203, 2120, bf16, f32, false, m % 2 == 0);
   }
+  CheckMatmul(h, 27, 5120, 2048, bf16, bf16, true, false);
   CheckMatmul(h, 2, 5120, 5120, bf16, f32, false, false);
   CheckMatmul(h, 3, 36, 32, bf16, bf16, true, false);   // tiny checkpoints
   CheckMatmul(h, 40, 36, 30, bf16, bf16, true, false);  // no 16-byte rows
@@ -185,8 +193,8 @@ void BenchMatmul(Harness* h) {
   CheckMatmul(h, 20, 100, 99, bf16, f32, true, true);
   CheckMatmul(h, 33, 130, 257, f32, f32, true, false);
   CheckMatmul(h, 33, 130, 257, f32, f32, true, true);
-  for (int64_t m = 1; m <= 18; ++m) {
-    CheckGatedMatmul(h, m, 1 + 37 * m, 8 * (5 + 11 * m), bf16,
+  for (const int64_t m : {1, 2, 5, 8, 9, 13, 16, 17, 18, 27, 40, 64, 66, 131}) {
+    CheckGatedMatmul(h, m, 1 + 37 * (m % 19), 8 * (5 + 11 * (m % 19)), bf16,
                      static_cast<ActivationKind>(m % 6), m % 2 == 0,
                      m % 5 == 0);
   }
@@ -200,6 +208,8 @@ void BenchMatmul(Harness* h) {
   CheckGatedMatmul(h, 5, 90, 99, f32, ActivationKind::kGelu, true, false);
   CheckInvariance(h, 100, 640, bf16);
   CheckInvariance(h, 100, 200, bf16);
+  CheckInvariance(h, 600, 1032, bf16);
+  CheckInvariance(h, 600, 4104, bf16);
   CheckInvariance(h, 64, 90, f32);
   if (!h->times_wanted()) return;
   TimeShape(h, 28672, 5120);
