@@ -21,6 +21,7 @@ struct ScanParams {
   SlotTable state;
   int32_t num_value_heads, num_key_heads;
   MatrixView out;
+  uint32_t zero;  // 0, which the compiler does not know
 };
 
 // One chunk in shared memory.
@@ -119,7 +120,6 @@ __device__ __forceinline__ void AdvanceState(const Stage<Pairs>& stage,
     a[r] = PackOperand(low, high);
     to_second.n[r][lane] = a[r];
   }
-  __syncwarp();
   handed_over();
 
   // S^T = S^T d + N^T K
@@ -206,7 +206,8 @@ __device__ __forceinline__ void WriteOutputs(const Stage<Pairs>& stage,
 }
 
 // Block (slice of columns, value head, sequence). Warps 0 .. Pairs - 1 are the
-// pairs' first, then come the second ones, then the one that fetches.
+// pairs' first, then come the second ones, then the one that fetches. Every
+// lane arrives at the barriers for what it has itself read or written.
 template <bool PerChannel, typename O, int Pairs>
 __global__ void __launch_bounds__((2 * Pairs + 1) * kWarpSize, 1)
     ScanKernel(const ScanParams p) {
@@ -223,12 +224,12 @@ __global__ void __launch_bounds__((2 * Pairs + 1) * kWarpSize, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       InitBarrier(&shared.full[i], 1);
-      InitBarrier(&shared.empty[i], 2 * Pairs);
+      InitBarrier(&shared.empty[i], 2 * Pairs * kWarpSize);
     }
     for (int pair = 0; pair < Pairs; ++pair) {
       for (int i = 0; i < kHandOvers; ++i) {
-        InitBarrier(&shared.handed[pair][i], 1);
-        InitBarrier(&shared.taken[pair][i], 1);
+        InitBarrier(&shared.handed[pair][i], kWarpSize);
+        InitBarrier(&shared.taken[pair][i], kWarpSize);
       }
     }
     FenceBarrierInit();
@@ -290,11 +291,9 @@ __global__ void __launch_bounds__((2 * Pairs + 1) * kWarpSize, 1)
           min(kTokens, end - token),
           RowOf<O>(p.out, token) + int64_t{head} * kDim + column,
           p.out.row_stride);
-      __syncwarp();
-      if (lane == 0) {
-        Arrive(&shared.taken[pair_index][hand]);
-        Arrive(&shared.empty[at]);
-      }
+      // The outputs are stored, so everything they come from has arrived.
+      Arrive(&shared.taken[pair_index][hand]);
+      Arrive(&shared.empty[at]);
     }
     return;
   }
@@ -319,12 +318,15 @@ __global__ void __launch_bounds__((2 * Pairs + 1) * kWarpSize, 1)
       WaitBarrier(&shared.taken[pair_index][hand], (turn / kHandOvers - 1) % 2);
     WaitBarrier(&shared.full[at], turn / kStages % 2);
     AdvanceState<PerChannel>(shared.stages[at], pair_index,
-                             shared.hand_overs[pair_index][hand], s, [&] {
-                               if (lane == 0)
-                                 Arrive(&shared.handed[pair_index][hand]);
-                             });
-    __syncwarp();
-    if (lane == 0) Arrive(&shared.empty[at]);
+                             shared.hand_overs[pair_index][hand], s,
+                             [&] { Arrive(&shared.handed[pair_index][hand]); });
+    // The address depends on the state, and so on every fragment of K: else the
+    // compiler frees the stage while their loads are under way, and the copy
+    // engine overwrites it.
+    uint32_t any = 0;
+#pragma unroll
+    for (int i = 0; i < 2 * kDimBlocks; ++i) any |= __float_as_uint(s[i][0]);
+    Arrive(&shared.empty[at] + (any & p.zero));
   }
 #pragma unroll
   for (int i = 0; i < 2 * kDimBlocks; ++i) {

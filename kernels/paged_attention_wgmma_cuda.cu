@@ -236,6 +236,7 @@ __device__ __forceinline__ void Consume(const PrefillParams& p, int consumer,
     return NMajor(shared + S::kValuesAt + stage * S::kTileBytes, kPatternBytes,
                   S::kGroupBytes);
   };
+  // Of what wgmma reads; each lane lets go of the item, which it reads itself.
   const auto release = [&](uint64_t* barrier) {
     if (lane == 0) Arrive(barrier);
   };
@@ -269,7 +270,7 @@ __device__ __forceinline__ void Consume(const PrefillParams& p, int consumer,
       Weigh<S::kKeys>(score, p.scale, &softmax);
     };
     const auto release_queries = [&](int32_t t) {
-      if (S::kOwnStaging && t == item.last_tile) release(&pipeline->item_empty);
+      if (S::kOwnStaging && t == item.last_tile) Arrive(&pipeline->item_empty);
     };
 
     WaitBarrier(&pipeline->key_full[key.stage], key.phase);
@@ -335,8 +336,7 @@ __device__ __forceinline__ void Consume(const PrefillParams& p, int consumer,
                        warp * 16 * kRowBytes);
     if constexpr (!S::kOwnStaging) {
       FenceSharedForBulk();
-      __syncwarp();
-      release(&pipeline->item_empty);
+      Arrive(&pipeline->item_empty);
     }
   }
 }
@@ -352,7 +352,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   if (threadIdx.x == 0) {
     constexpr int kConsumerWarps = S::kConsumers * 4;
     InitBarrier(&pipeline.item_full, 1);
-    InitBarrier(&pipeline.item_empty, kConsumerWarps);
+    InitBarrier(&pipeline.item_empty, kConsumerWarps * kWarpSize);
     for (int s = 0; s < kStages; ++s) {
       InitBarrier(&pipeline.key_full[s], 1);
       InitBarrier(&pipeline.key_empty[s], kConsumerWarps);
