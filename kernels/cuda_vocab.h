@@ -48,7 +48,7 @@ struct VocabShared {
   float warp_sum[kVocabThreads / kWarpSize];
   uint32_t count[kBins];
   uint64_t weight[kBins];
-  uint64_t boundary[4];  // what FindBin found
+  uint64_t boundary[3];  // what FindBin found
   uint32_t counts[kBins][kBinCopies];
   uint32_t parts[kWeightParts][kBins][kBinCopies];
   float logits[];  // [slice]
@@ -124,18 +124,10 @@ class VocabRow {
     uint64_t wanted = wanted_count, prefix = 0;
     for (int shift = 56; shift >= 0; shift -= 8) {
       CountBins(floor, prefix, shift, by_weight);
-      if (by_weight && shift == 56) {
-        uint64_t total = 0;
-        for (int bin = 0; bin < kBins; ++bin) total += shared_->weight[bin];
-        wanted = max(
-            uint64_t{1},
-            static_cast<uint64_t>(ceil(static_cast<double>(share) * total)));
-        wanted = min(wanted, total);
-      }
-      FindBin(wanted, by_weight);
+      FindBin(wanted, by_weight, shift == 56 ? share : 0);
       const uint64_t bin = shared_->boundary[0];
       const bool all_of_bin = shared_->boundary[2] != 0;
-      wanted -= shared_->boundary[1];
+      wanted = shared_->boundary[1];
       prefix |= bin << shift;
       __syncthreads();  // before the next pass changes `boundary`
       if (all_of_bin) break;
@@ -202,10 +194,11 @@ class VocabRow {
     cluster_.sync();
   }
 
-  // boundary: the bin, from the top, in which `wanted` is reached; what lies in
-  // the bins above it; whether all of the bin is needed. Where there is less
-  // than `wanted`: everything.
-  __device__ void FindBin(uint64_t wanted, bool by_weight) {
+  // boundary: the bin, from the top, in which `wanted` is reached; what of
+  // `wanted` the bins above it leave; whether all of the bin is needed. Where
+  // there is less than `wanted`: everything. With a share > 0 of weights,
+  // `wanted` is that share of all.
+  __device__ void FindBin(uint64_t wanted, bool by_weight, float share) {
     constexpr int kPerLane = kBins / kWarpSize;
     if (threadIdx.x < kWarpSize) {
       const int top_bin = kBins - 1 - static_cast<int>(threadIdx.x) * kPerLane;
@@ -222,11 +215,18 @@ class VocabRow {
         const uint64_t other = __shfl_up_sync(kFullWarp, through, delta);
         if (threadIdx.x >= delta) through += other;
       }
+      if (by_weight && share > 0) {
+        const uint64_t total = __shfl_sync(kFullWarp, through, kWarpSize - 1);
+        wanted = max(
+            uint64_t{1},
+            static_cast<uint64_t>(ceil(static_cast<double>(share) * total)));
+        wanted = min(wanted, total);
+      }
       uint64_t above = through - sum;
       const unsigned reached = __ballot_sync(kFullWarp, through >= wanted);
       if (reached == 0 && threadIdx.x == 0) {
         shared_->boundary[0] = 0;
-        shared_->boundary[1] = 0;
+        shared_->boundary[1] = wanted;
         shared_->boundary[2] = 1;
       }
       if (reached != 0 && threadIdx.x == __ffs(reached) - 1) {
@@ -243,7 +243,7 @@ class VocabRow {
         for (int step = 0; step < kPerLane; ++step)
           if (i == step) of_bin = here[step];
         shared_->boundary[0] = top_bin - i;
-        shared_->boundary[1] = above;
+        shared_->boundary[1] = wanted - above;
         shared_->boundary[2] = shared_->count[top_bin - i] <= 1 ||
                                (!by_weight && above + of_bin == wanted);
       }
