@@ -33,6 +33,7 @@ void OpTest::SetUp() {
   auto scratch = device_->Allocate(kWorkspaceBytes);
   ASSERT_TRUE(scratch.ok()) << scratch.status();
   scratch_ = *std::move(scratch);
+  SY_ASSERT_OK(device_->Fill(scratch_.get(), kPoison, kWorkspaceBytes));
   workspace_ = Workspace(scratch_.get(), kWorkspaceBytes);
   context_.device = device_.get();
   context_.workspace = &workspace_;

@@ -21,16 +21,16 @@ class GatedMatmulTest : public OpTest {
   }
 
   // silu(gate) * up of two exact sums, which are rounded to the type first.
-  // Where that is a close call for sums in fp32, either neighbour is right:
-  // the one that leads closer to `actual`.
+  // Where that is a close call for sums of terms around 1 in fp32, either
+  // neighbour is right: the one that leads closer to `actual`.
   double Expected(const double (&sums)[2], float actual) const {
     double best = std::nan("");
-    for (const double gate_side : {-1e-5, 1e-5}) {
-      for (const double up_side : {-1e-5, 1e-5}) {
-        const double gate = RoundTo(
-            static_cast<float>(sums[0] * (1 + gate_side)), activation());
+    for (const double gate_side : {-1e-5, 0.0, 1e-5}) {
+      for (const double up_side : {-1e-5, 0.0, 1e-5}) {
+        const double gate =
+            RoundTo(static_cast<float>(sums[0] + gate_side), activation());
         const double up =
-            RoundTo(static_cast<float>(sums[1] * (1 + up_side)), activation());
+            RoundTo(static_cast<float>(sums[1] + up_side), activation());
         const double value = gate / (1 + std::exp(-gate)) * up;
         if (!(std::fabs(best - actual) <= std::fabs(value - actual)))
           best = value;

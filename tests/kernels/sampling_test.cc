@@ -221,45 +221,53 @@ TEST_P(SamplingTest, CountsSaturate) {
 
 TEST_P(SamplingTest, TiesGoToTheLowerId) {
   constexpr int32_t kVocab = 100;
-  const HostMatrix logits{3, kVocab, DType::kF32,
-                          std::vector<float>(3 * kVocab, 1.25f)};
+  const auto equal_logits = [](int64_t num_rows) {
+    return HostMatrix{num_rows, kVocab, DType::kF32,
+                      std::vector<float>(num_rows * kVocab, 1.25f)};
+  };
   SamplingRow greedy, top_k, top_p;
   greedy.temperature = 0;
   top_k.top_k = 1;
   top_p.top_p = 0.009f;  // one of a hundred suffices
-  EXPECT_EQ(Run(logits, {greedy, top_k, top_p}),
+  EXPECT_EQ(Run(equal_logits(3), {greedy, top_k, top_p}),
             (std::vector<int32_t>{0, 0, 0}));
   // Exactly three of a hundred equals.
+  top_k.top_k = 3;
+  top_p.top_p = 0.0299f;
+  std::vector<SamplingRow> rows;
+  for (uint32_t draw = 0; draw < 16; ++draw) {
+    top_k.draw = top_p.draw = draw;
+    rows.insert(rows.end(), {top_k, top_p});
+  }
   std::vector<bool> seen(kVocab);
-  for (uint32_t draw = 0; draw < 40; ++draw) {
-    top_k.top_k = 3;
-    top_k.draw = draw;
-    top_p.top_p = 0.0299f;
-    top_p.draw = draw;
-    for (int32_t token : Run(logits, {top_k, top_p, greedy})) {
-      ASSERT_LT(token, 3);
-      seen[token] = true;
-    }
+  for (int32_t token : Run(equal_logits(rows.size()), rows)) {
+    ASSERT_LT(token, 3);
+    seen[token] = true;
   }
   EXPECT_EQ(std::count(seen.begin(), seen.end(), true), 3);
 }
 
 TEST_P(SamplingTest, ForbiddenTokensAreNeverDrawn) {
-  HostMatrix logits = RandomMatrix(1, 64, DType::kF32);
-  for (int32_t t = 0; t < 64; ++t) {
-    if (t != 17 && t != 40) logits.values[t] = t % 2 == 0 ? -kInf : NAN;
-  }
-  for (uint32_t draw = 0; draw < 50; ++draw) {
-    SamplingRow all, top_k, top_p, min_p;
-    top_k.top_k = 30;
-    top_p.top_p = 0.9999f;
-    min_p.min_p = 1e-6f;
+  SamplingRow all, top_k, top_p, min_p;
+  top_k.top_k = 30;
+  top_p.top_p = 0.9999f;
+  min_p.min_p = 1e-6f;
+  std::vector<SamplingRow> rows;
+  for (uint32_t draw = 0; draw < 15; ++draw) {
     for (SamplingRow* row : {&all, &top_k, &top_p, &min_p}) {
       row->draw = draw;
       row->temperature = 5;
-      const int32_t token = Run(logits, {*row})[0];
-      EXPECT_TRUE(token == 17 || token == 40) << token;
+      rows.push_back(*row);
     }
+  }
+  HostMatrix logits = RandomMatrix(rows.size(), 64, DType::kF32);
+  for (int64_t row = 0; row < logits.rows; ++row) {
+    for (int32_t t = 0; t < 64; ++t) {
+      if (t != 17 && t != 40) logits.at(row, t) = t % 2 == 0 ? -kInf : NAN;
+    }
+  }
+  for (int32_t token : Run(logits, rows)) {
+    EXPECT_TRUE(token == 17 || token == 40) << token;
   }
 }
 
