@@ -1,6 +1,6 @@
 // Matmul for at most 16 rows of x: bound by reading W once. One producer warp
 // per SM keeps up to 64 KB of W in flight through the bulk tensor copy, and up
-// to 100 KB ahead of the consumers; it starts before the preceding kernel has
+// to 200 KB ahead of the consumers; it starts before the preceding kernel has
 // ended, since W does not depend on it.
 #include <algorithm>
 
@@ -20,9 +20,11 @@ using namespace switchyard::cuda;
 constexpr int kBoxColumns = 64;  // 128 bytes, one swizzle row
 constexpr int kStageColumns = 2 * kBoxColumns;
 constexpr int kMaxWarps = 8;  // each computes 8 rows of W
-constexpr int kMaxStages = 16;
-// Two such kernels fit on an SM, so that the next one's loads fill the gap.
-constexpr int kPipelineBytes = 100 * 1024;
+constexpr int kMaxStages = 40;
+// Fills while the kernel waits for the one before it, so that the memory does
+// not idle. Only one such block fits on an SM: of smaller ones the next kernel
+// would put two on the SMs that happen to be free first, and none on others.
+constexpr int kPipelineBytes = 200 * 1024;
 // Asked for and not yet there. More than the memory needs only lengthens the
 // queue behind which the short loads stand that everything waits for: x, the
 // residual stream.
@@ -149,7 +151,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
     float acc[4] = {};
     for (int chunk = 0; chunk < num_chunks; ++chunk) {
       WaitBarrier(&full[stage], phase);
-      uint32_t last = 0;  // a register of the newest fragment
+      uint32_t last;  // bits of the newest fragments
       const uint32_t base = SharedAddress(shared) + stage * stage_bytes;
 #pragma unroll
       for (int box = 0; box < 2; ++box) {
@@ -160,13 +162,14 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
         for (int half = 0; half < 2; ++half) {  // 32 columns
           uint32_t w[4];
           LoadMatrix4(w, w_row + (((half * 4 + matrix) ^ matrix_row) << 4));
+          last = w[3];
           if constexpr (XRows == 8) {
             uint32_t x[4];
             LoadMatrix4(x, x_base + matrix_row * 128 +
                                (((half * 4 + matrix) ^ matrix_row) << 4));
             Mma(acc, x[0], 0, x[1], 0, w[0], w[1]);
             Mma(acc, x[2], 0, x[3], 0, w[2], w[3]);
-            last = x[3];
+            last |= x[3];
           } else {
 #pragma unroll
             for (int step = 0; step < 2; ++step) {
@@ -175,14 +178,15 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
               const int column = half * 4 + step * 2 + matrix / 2;
               LoadMatrix4(x, x_base + row * 128 + ((column ^ matrix_row) << 4));
               Mma(acc, x[0], x[1], x[2], x[3], w[2 * step], w[2 * step + 1]);
-              last = x[3];
+              last |= x[3];
             }
           }
         }
       }
       __syncwarp();
-      // The address depends on the last fragment: else the compiler frees the
-      // stage while that load is under way, and the copy engine overwrites it.
+      // The address depends on the last fragments: else the compiler frees the
+      // stage while their loads are under way, and the copy engine overwrites
+      // it.
       if (lane == 0) Arrive(&empty[stage] + (last & shape.zero));
       if (++stage == shape.num_stages) {
         stage = 0;
@@ -249,7 +253,10 @@ absl::Status LaunchStreaming(const OpContext& context, const MatrixView& x,
   shape.num_items =
       static_cast<int32_t>(CeilDiv(shape.out_features, weight.rows_per_tile));
   const int stage_bytes = 2 * (shape.num_warps * 1024 + XRows * 128);
-  shape.num_stages = std::min(kMaxStages, kPipelineBytes / stage_bytes);
+  const int64_t stages_of_a_block = CeilDiv(shape.num_items, num_sms) *
+                                    CeilDiv(shape.in_features, kStageColumns);
+  shape.num_stages = static_cast<int32_t>(std::min<int64_t>(
+      {kMaxStages, kPipelineBytes / stage_bytes, stages_of_a_block}));
   shape.max_pending =
       std::clamp(kPendingBytes / stage_bytes, 1, shape.num_stages);
   shape.activation = activation;
