@@ -13,6 +13,7 @@ replayed as CUDA graphs: what a user gets without a serving engine. Run it on an
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import time
@@ -42,7 +43,7 @@ class Report:
 
 
 def timed(torch, function, sets=1, repeats=7, graph=True):
-    """Median milliseconds of one function(i), i < sets, by replays of a CUDA graph where the function can be captured."""
+    """Median milliseconds of one function(i), i < sets; by replays of a CUDA graph, unless told that it can't be captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -76,7 +77,7 @@ def timed(torch, function, sets=1, repeats=7, graph=True):
     return statistics.median(times)
 
 
-def attention(torch, report):
+def attention(torch, report, _):
     """Causal prefill, and decode over a dense cache; 32 heads, 8 KV heads of 128, bf16."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
@@ -107,21 +108,26 @@ def attention(torch, report):
             report.attempt(f"attention decode {batch} x {tokens}, torch {backend}", decode)
 
 
-def delta(torch, report):
-    """fla's chunked gated delta rule and KDA, and its recurrent decode; 32 value heads of 128."""
-    import fla  # noqa: F401
-    from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
-    try:
-        from fla.ops.kda import chunk_kda
-    except ImportError as error:
-        chunk_kda = None
-        report.leave_out("chunk_kda, fla", error)
-
+def delta_inputs(torch):
+    """(random normal, unit vectors along the last dimension), as fla takes them."""
     def normal(*shape, dtype=torch.bfloat16):
         return torch.randn(*shape, device="cuda", dtype=dtype)
 
     def unit(*shape):
         return torch.nn.functional.normalize(normal(*shape, dtype=torch.float32), dim=-1).to(torch.bfloat16)
+    return normal, unit
+
+
+def delta_prefill(torch, report, _):
+    """fla's chunked gated delta rule and KDA; 32 value heads of 128."""
+    import fla  # noqa: F401
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+    try:
+        from fla.ops.kda import chunk_kda
+    except ImportError as error:
+        chunk_kda = None
+        report.leave_out("chunk_kda, fla", error)
+    normal, unit = delta_inputs(torch)
 
     for tokens in (8192, 32768):
         def gdn():
@@ -129,7 +135,7 @@ def delta(torch, report):
             g = -torch.rand(1, tokens, 32, device="cuda")
             beta = torch.rand(1, tokens, 32, device="cuda").to(torch.bfloat16)
             with torch.no_grad():
-                ms = timed(torch, lambda _: chunk_gated_delta_rule(q, k, v, g, beta, output_final_state=True), graph=False)
+                ms = timed(torch, lambda _: chunk_gated_delta_rule(q, k, v, g, beta, output_final_state=True))
             report.add(f"gdn prefill {tokens}, fla chunk", ms, ("kernels", f"gdn prefill 1 x {tokens}"))
         report.attempt(f"gdn prefill {tokens}, fla chunk", gdn)
 
@@ -138,10 +144,16 @@ def delta(torch, report):
             g = -torch.rand(1, tokens, 32, 128, device="cuda")
             beta = torch.rand(1, tokens, 32, device="cuda").to(torch.bfloat16)
             with torch.no_grad():
-                ms = timed(torch, lambda _: chunk_kda(q, k, v, g, beta, output_final_state=True), graph=False)
+                ms = timed(torch, lambda _: chunk_kda(q, k, v, g, beta, output_final_state=True))
             report.add(f"kda prefill {tokens}, fla chunk", ms, ("kernels", f"kda prefill 1 x {tokens}"))
         if chunk_kda is not None:
             report.attempt(f"kda prefill {tokens}, fla chunk", kda)
+
+
+def delta_decode(torch, report, _):
+    """fla's gated delta rule token by token; 32 value heads of 128."""
+    from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
+    normal, unit = delta_inputs(torch)
 
     for batch in (1, 16, 64, 256):
         def decode():
@@ -221,9 +233,9 @@ def make_model(torch, batch, positions):
     return model.eval()
 
 
-def whole_model(torch, report, shapes):
+def whole_model(torch, report, options):
     """All 48 layers of the 15B shape, all attention, compiled as one graph; only the layers' cache is sized to the context."""
-    for batch, context in shapes:
+    for batch, context in (map(int, shape.split("x")) for shape in options.shapes.split(",")):
         name = f"15B shape, torch.compile, decode {batch} x {context}"
 
         def run():
@@ -232,7 +244,7 @@ def whole_model(torch, report, shapes):
             # One compiled layer serves all 48: inlining them into one graph takes minutes to compile, and the CUDA graph below
             # joins them in any case.
             for layer in model.layers:
-                layer.compile(mode="max-autotune-no-cudagraphs" if report.autotune else None)
+                layer.compile(mode="max-autotune-no-cudagraphs" if options.autotune else None)
             tokens = torch.zeros(batch, 1, dtype=torch.long, device="cuda")
             position = torch.tensor([context - 1], device="cuda")
             begin = time.monotonic()
@@ -272,6 +284,17 @@ def print_ratios(rows, reports):
         print(f"{row['name']:58} {row['ms']:10.4f} {ours[0]:10.4f} {row['faster_by']:9.2f}x  {ours[1]}")
 
 
+PIECES = {"attention": [attention], "delta": [delta_prefill, delta_decode], "model": [whole_model]}
+
+
+def run_piece(piece, options, results):
+    """In a process of its own: an illegal access of one peer ends no other's measurement."""
+    import torch
+    report = Report()
+    report.attempt(piece.__doc__.split(";")[0], piece, torch, report, options)
+    results.send((report.rows, report.missing))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="attention,delta,model", help="families to time")
@@ -281,6 +304,9 @@ def main():
     parser.add_argument("--decode", help="JSON of `switchyard bench decode`")
     parser.add_argument("--json", help="where to write all of this as JSON")
     options = parser.parse_args()
+    families = options.only.split(",")
+    if not set(families) <= set(PIECES):
+        parser.error(f"--only {options.only}: some of {', '.join(PIECES)} is wanted")
 
     reports = {}
     for kind in ("kernels", "decode"):
@@ -288,7 +314,6 @@ def main():
             with open(getattr(options, kind), encoding="utf-8") as file:
                 reports[kind] = json.load(file)
     report = Report()
-    report.autotune = options.autotune
     device = None
     try:
         import torch
@@ -299,14 +324,19 @@ def main():
     except (ImportError, RuntimeError) as error:
         report.leave_out("every peer", error)
     if device is not None:
-        families = options.only.split(",")
-        if "attention" in families:
-            report.attempt("attention, torch", attention, torch, report)
-        if "delta" in families:
-            report.attempt("gdn and kda, fla", delta, torch, report)
-        if "model" in families:
-            shapes = [tuple(int(n) for n in shape.split("x")) for shape in options.shapes.split(",")]
-            whole_model(torch, report, shapes)
+        processes = multiprocessing.get_context("spawn")
+        for piece in (piece for family in families for piece in PIECES[family]):
+            ours, theirs = processes.Pipe(duplex=False)
+            child = processes.Process(target=run_piece, args=(piece, options, theirs))
+            child.start()
+            theirs.close()
+            try:
+                rows, missing = ours.recv()
+                report.rows += rows
+                report.missing += missing
+            except EOFError:
+                report.leave_out(piece.__doc__.split(";")[0], "its process ended early")
+            child.join()
         print_ratios(report.rows, reports)
     for missing in report.missing:
         print(f"not timed: {missing['name']}: {missing['why']}")
