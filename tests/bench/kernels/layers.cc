@@ -246,7 +246,8 @@ void TimeLayer(Harness* h, const std::string& name, Layer* layer) {
 void BenchLayers(Harness* h) {
   if (!h->times_wanted()) return;
   for (const auto& [batch, context] :
-       {std::pair(1, 2048), std::pair(8, 2048), std::pair(16, 2048),
+       {std::pair(1, 64), std::pair(1, 512), std::pair(1, 2048),
+        std::pair(8, 512), std::pair(8, 2048), std::pair(16, 2048),
         std::pair(64, 2048), std::pair(8, 32768)}) {
     AttentionLayer layer(h, batch, context);
     TimeLayer(h, absl::StrCat("attention layer ", batch, " x ", context),
