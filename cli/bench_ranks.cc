@@ -102,12 +102,11 @@ absl::StatusOr<RankDevice> JoinRanks(const RankOptions& options) {
                           ? options.threads
                           : std::max(1, cores / options.world_size);
   RankDevice joined;
-  SY_ASSIGN_OR_RETURN(
-      joined.device,
-      MakeDevice(options.world_size > 1 && options.device == "cuda"
-                     ? absl::StrCat("cuda:", options.rank)
-                     : options.device,
-                 threads));
+  std::string why_cpu;
+  SY_ASSIGN_OR_RETURN(joined.device,
+                      MakeDevice(DeviceOfRank(options.device, options.rank,
+                                              options.world_size, &why_cpu),
+                                 threads));
   if (options.world_size == 1) {
     joined.collective = MakeLocalCollective();
     return joined;

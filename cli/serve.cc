@@ -22,6 +22,7 @@
 #include "cli/flags.h"
 #include "cli/subprocess.h"
 #include "coordinator/coordinator_main.h"
+#include "kernels/device.h"
 #include "kernels/status.h"
 #include "log/log.h"
 #include "rpc/host_port.h"
@@ -80,8 +81,13 @@ class LocalWorkers {
  public:
   absl::Status Start(const LocalWorkersOptions& options) {
     for (int rank = 0; rank < options.world_size; ++rank) {
+      std::string why_cpu;
+      const std::string device =
+          DeviceOfRank(options.device, rank, options.world_size, &why_cpu);
+      if (rank == 0 && !why_cpu.empty())
+        Log(LogLevel::kInfo, absl::StrCat("running on the CPU: ", why_cpu));
       SY_ASSIGN_OR_RETURN(std::unique_ptr<Subprocess> process,
-                          Subprocess::Start(Arguments(options, rank)));
+                          Subprocess::Start(Arguments(options, rank, device)));
       processes_.push_back(std::move(process));
     }
     for (int rank = 0; rank < options.world_size; ++rank) {
@@ -116,7 +122,8 @@ class LocalWorkers {
 
  private:
   static std::vector<std::string> Arguments(const LocalWorkersOptions& options,
-                                            int rank) {
+                                            int rank,
+                                            const std::string& device) {
     const int cores =
         std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
     const int threads = options.threads > 0
@@ -124,8 +131,6 @@ class LocalWorkers {
                             // One core is for the coordinator: OpenMP threads
                             // that share a core spin against each other.
                             : std::max(1, (cores - 1) / options.world_size);
-    const std::string device =
-        options.device == "cuda" ? absl::StrCat("cuda:", rank) : options.device;
     std::vector<std::string> arguments = {
         "worker",
         "--port=0",
@@ -159,8 +164,10 @@ int ServeCommand(absl::Span<const std::string> args) {
                kOptional);
   flags.Int("tensor-parallel-size", &local.world_size, 1, 1024,
             "ranks that share the model");
-  flags.Choice("device", &local.device, {"auto", "cpu", "cuda"},
-               "what they run on; auto: CUDA if there is any");
+  flags.Choice(
+      "device", &local.device, {"auto", "cpu", "cuda"},
+      "what they run on; auto: a GPU each if there are as many, else the "
+      "CPU");
   flags.Int("threads", &local.threads, 0, 1024,
             "of each rank on the CPU; 0: all cores but one, shared out");
   flags.Choice("all-reduce", &local.all_reduce, {"auto", "nccl"},

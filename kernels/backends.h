@@ -34,7 +34,10 @@
 
 namespace switchyard::internal {
 
-// Unavailable when there is no such GPU.
+// Whether there is such a GPU and the kernels are built for it: else
+// Unavailable, or Unimplemented in a build without CUDA. Touches no GPU.
+absl::Status CheckCudaDevice(int ordinal);
+// The same errors.
 absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(int ordinal);
 
 absl::StatusOr<std::unique_ptr<WeightMatrix::Storage>> PackWeightCpu(

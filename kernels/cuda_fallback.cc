@@ -24,6 +24,9 @@ absl::Status NoCuda(absl::string_view op) {
 
 #define SY_WEAK __attribute__((weak))
 
+SY_WEAK absl::Status CheckCudaDevice(int ordinal) {
+  return NoCuda(absl::StrCat("device cuda:", ordinal));
+}
 SY_WEAK absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(int ordinal) {
   return NoCuda(absl::StrCat("device cuda:", ordinal));
 }

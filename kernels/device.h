@@ -59,6 +59,13 @@ class Device {
 // num_threads: of OpenMP for ops; 0: all cores.
 std::unique_ptr<Device> MakeCpuDevice(int num_threads);
 
+// The device of a rank on a machine that all `num_ranks` share: of "cuda" the
+// GPU of the rank's number; of "auto" the same where every rank can have one,
+// else "cpu", and then `why_cpu` says what is wrong with the GPU that is
+// missing (or nothing, in a build without CUDA); of anything else, itself.
+std::string DeviceOfRank(absl::string_view spec, int rank, int num_ranks,
+                         std::string* why_cpu);
+
 // "cpu", "cuda", "cuda:N" or "auto" (cuda where there is a usable GPU and a
 // CUDA build, else cpu). Unavailable where a GPU is asked for and there is
 // none; Unimplemented in a build without CUDA.

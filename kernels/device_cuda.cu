@@ -11,26 +11,33 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(int ordinal) {
   return device;
 }
 
-absl::Status CudaDevice::Init() {
+absl::Status internal::CheckCudaDevice(int ordinal) {
   int count = 0;
   if (cudaError_t code = cudaGetDeviceCount(&count); code != cudaSuccess) {
     return absl::UnavailableError(
-        absl::StrCat("device cuda:", ordinal_,
+        absl::StrCat("device cuda:", ordinal,
                      ": no usable GPU: ", cudaGetErrorString(code)));
   }
-  if (ordinal_ < 0 || ordinal_ >= count) {
-    return absl::UnavailableError(absl::StrCat("device cuda:", ordinal_,
+  if (ordinal < 0 || ordinal >= count) {
+    return absl::UnavailableError(absl::StrCat("device cuda:", ordinal,
                                                ": this machine has ", count,
                                                count == 1 ? " GPU" : " GPUs"));
   }
   cudaDeviceProp properties;
-  SY_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, ordinal_));
+  SY_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, ordinal));
   if (properties.major != 9 || properties.minor != 0) {
     return absl::UnavailableError(absl::StrCat(
-        "device cuda:", ordinal_, " (", properties.name,
+        "device cuda:", ordinal, " (", properties.name,
         "): compute capability ", properties.major, ".", properties.minor,
         "; the kernels are built for 9.0 (H100, H200)"));
   }
+  return absl::OkStatus();
+}
+
+absl::Status CudaDevice::Init() {
+  SY_RETURN_IF_ERROR(internal::CheckCudaDevice(ordinal_));
+  cudaDeviceProp properties;
+  SY_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, ordinal_));
   name_ = absl::StrCat("cuda:", ordinal_, " (", properties.name, ")");
   num_sms_ = properties.multiProcessorCount;
   max_shared_bytes_ = static_cast<int>(properties.sharedMemPerBlockOptin);

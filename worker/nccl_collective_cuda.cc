@@ -117,8 +117,8 @@ class NcclCollective final : public Collective {
   }
 
   // Aborts the communicator once the group is lost. An operation that is under
-  // way may finish first, unless it waits itself for what the abort will release
-  // (a full launch queue); later ones find Health() spoilt.
+  // way may finish first, unless it waits itself for what the abort will
+  // release (a full launch queue); later ones find Health() spoilt.
   void Watch() {
     while (true) {
       {
@@ -212,9 +212,11 @@ absl::StatusOr<std::unique_ptr<Collective>> MakeNcclCollective(
     if (code == ncclInProgress) absl::SleepFor(absl::Milliseconds(2));
   }
   if (code != ncclSuccess) {
+    const absl::Status status = NcclStatus(
+        code, absl::StrCat("rank ", options.rank, " joining its group: ",
+                           ncclGetLastError(communicator)));
     ncclCommAbort(communicator);
-    return NcclStatus(
-        code, absl::StrCat("rank ", options.rank, " joining its group"));
+    return status;
   }
   float* barrier_word = nullptr;
   SY_RETURN_IF_CUDA_ERROR(cudaMalloc(&barrier_word, sizeof(float)));

@@ -65,5 +65,18 @@ TEST(MakeDeviceTest, KnowsItsNames) {
       << status;
 }
 
+TEST(DeviceOfRankTest, GivesEveryRankItsGpuOrNone) {
+  std::string why;
+  EXPECT_EQ(DeviceOfRank("cuda", 3, 4, &why), "cuda:3");
+  EXPECT_EQ(DeviceOfRank("cpu", 3, 4, &why), "cpu");
+  EXPECT_EQ(DeviceOfRank("cuda:2", 0, 1, &why), "cuda:2");
+  EXPECT_EQ(why, "");
+  // Nobody has so many GPUs: then no rank has one.
+  for (int rank : {0, 999}) {
+    EXPECT_EQ(DeviceOfRank("auto", rank, 1000, &why), "cpu");
+    if (!why.empty()) EXPECT_NE(why.find("device cuda:"), std::string::npos);
+  }
+}
+
 }  // namespace
 }  // namespace switchyard
