@@ -15,7 +15,7 @@ namespace switchyard::cuda {
 struct Paging {
   std::byte* arena;
   const uint32_t* ids;
-  int32_t stride;
+  const int32_t* begins;
   int32_t block_shift;  // log2 of the block size
   int32_t ring_blocks;
   int32_t num_kv_heads;
@@ -25,7 +25,7 @@ struct Paging {
   __device__ __forceinline__ uint32_t Id(int32_t seq, int32_t position) const {
     int32_t entry = position >> block_shift;
     if (ring_blocks > 0) entry %= ring_blocks;
-    return ids[int64_t{seq} * stride + entry];
+    return ids[begins[seq] + entry];
   }
   // The key at `position`, in the block `id`.
   __device__ __forceinline__ std::byte* Key(uint32_t id, int32_t head,
@@ -46,7 +46,7 @@ inline Paging MakePaging(const BlockTables& blocks, int32_t num_kv_heads,
   while ((1 << shift) < blocks.block_size) ++shift;
   return {blocks.arena,
           blocks.ids,
-          blocks.stride,
+          blocks.begins,
           shift,
           blocks.ring_blocks,
           num_kv_heads,

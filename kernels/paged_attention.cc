@@ -1,5 +1,7 @@
 #include "kernels/paged_attention.h"
 
+#include <algorithm>
+
 #include "kernels/backends.h"
 #include "kernels/op_support.h"
 #include "kernels/status.h"
@@ -21,11 +23,19 @@ void CheckLengths(const PagedAttentionArgs& args, internal::ArgChecker* check) {
     check->Require(total <= args.rope_positions, "sequence ", s, " reaches ",
                    total, " positions, the rope table has ",
                    args.rope_positions);
-    const int64_t blocks =
+    check->Require(total <= batch.max_total_tokens, "sequence ", s, " reaches ",
+                   total, " positions, batch.max_total_tokens is ",
+                   batch.max_total_tokens);
+    if (args.blocks.host_begins == nullptr) continue;
+    int64_t blocks =
         (total + args.blocks.block_size - 1) / args.blocks.block_size;
-    check->Require(args.blocks.ring_blocks > 0 || blocks <= args.blocks.stride,
-                   "sequence ", s, " needs ", blocks,
-                   " blocks, the table has room for ", args.blocks.stride);
+    if (args.blocks.ring_blocks > 0) {
+      blocks = std::min<int64_t>(blocks, args.blocks.ring_blocks);
+    }
+    const int32_t entries =
+        args.blocks.host_begins[s + 1] - args.blocks.host_begins[s];
+    check->Require(blocks <= entries, "sequence ", s, " needs ", blocks,
+                   " blocks, its table has ", entries);
   }
 }
 
@@ -52,9 +62,8 @@ absl::Status PagedAttention(const OpContext& context,
                     (blocks.block_size & (blocks.block_size - 1)) == 0,
                 "block_size is ", blocks.block_size,
                 ", should be a power of two");
-  check.Require(blocks.ring_blocks >= 0 && blocks.ring_blocks <= blocks.stride,
-                "a ring of ", blocks.ring_blocks, " blocks in tables of ",
-                blocks.stride, " entries");
+  check.Pointer("blocks.begins", blocks.begins);
+  check.Require(blocks.ring_blocks >= 0, "ring_blocks is ", blocks.ring_blocks);
   check.Require(
       blocks.ring_blocks == 0 ||
           (args.window > 0 &&

@@ -26,7 +26,7 @@ class KvHead {
  public:
   KvHead(const PagedAttentionArgs& args, int32_t seq, int32_t kv_head)
       : args_(args),
-        ids_(args.blocks.ids + int64_t{seq} * args.blocks.stride),
+        ids_(args.blocks.ids + args.blocks.begins[seq]),
         kv_head_(kv_head),
         first_row_(args.batch.token_offsets[seq]),
         context_(args.batch.context_lens[seq]) {}

@@ -507,7 +507,7 @@ bool CanDecode(const PagedAttentionArgs& args) {
   const int32_t d = args.head_size;
   // The kernel counts units in 32 bits.
   const int64_t max_units =
-      int64_t{args.blocks.stride} * args.blocks.block_size / kUnitKeys + 2;
+      int64_t{args.batch.max_total_tokens} / kUnitKeys + 2;
   return args.q.dtype == DType::kBF16 && args.kv_dtype == DType::kBF16 &&
          args.out.dtype == DType::kBF16 &&
          (d == 16 || d == 32 || d == 64 || d == 128 || d == 256) &&

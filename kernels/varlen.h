@@ -23,7 +23,7 @@ struct VarlenBatch {
   int32_t num_tokens = 0;      // new tokens of all sequences
   int32_t max_new_tokens = 0;  // of any sequence
   int32_t max_total_tokens = 0;  // upper bound of context + new tokens of any
-                                 // sequence (sizes launches)
+                                 // sequence (bounds what kernels count)
 
   const int32_t* token_offsets =
       nullptr;  // [num_seqs + 1] first row of each sequence
@@ -38,13 +38,16 @@ struct VarlenBatch {
 // Where one attention layer's KV blocks are. Block layout: [2 (K, V),
 // num_kv_heads, block_size, head_size] of kv dtype. Position p of a sequence is
 // in table entry p / block_size, and with a ring in entry (p / block_size) %
-// ring_blocks.
+// ring_blocks. Tables are as long as their sequences: that of sequence s is
+// ids[begins[s]] to ids[begins[s + 1] - 1].
 struct BlockTables {
-  std::byte* arena = nullptr;     // the rank's cache arena, on the device
-  const uint32_t* ids = nullptr;  // [num_seqs, stride] cache ids, on the device
-  int32_t stride = 0;             // entries per sequence
-  int32_t block_size = 0;         // positions per block, a power of two
-  int32_t ring_blocks = 0;        // 0: no ring (full attention)
+  std::byte* arena = nullptr;       // the rank's cache arena, on the device
+  const uint32_t* ids = nullptr;    // cache ids, on the device
+  const int32_t* begins = nullptr;  // [num_seqs + 1], on the device
+  // The same on the host; may be null where VarlenBatch's may.
+  const int32_t* host_begins = nullptr;
+  int32_t block_size = 0;   // positions per block, a power of two
+  int32_t ring_blocks = 0;  // 0: no ring (full attention)
 };
 
 // Where one recurrent layer's slots are. The state at hand starts `offset`

@@ -38,10 +38,11 @@ struct Grouping {
 // sequences.
 struct MixerRun {
   int32_t mixer = 0;  // index in the layer's mixers
-  const uint32_t* cache_ids =
-      nullptr;  // [num_seqs, cache_stride] on the device: block tables, or one
-                // slot each
-  int32_t cache_stride = 0;
+  // On the device: [num_seqs] slots, or the block tables that BlockTables
+  // describes.
+  const uint32_t* cache_ids = nullptr;
+  const int32_t* table_begins = nullptr;  // [num_seqs + 1]; null for slots
+  const int32_t* host_table_begins = nullptr;
 };
 
 struct LayerPlan {

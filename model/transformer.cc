@@ -139,7 +139,8 @@ absl::Status Transformer::RunMixers(const OpContext& context,
     input.x = x.Rows(segment.first_row, segment.batch.num_tokens);
     input.arena = batch.arena;
     input.cache_ids = run.cache_ids;
-    input.cache_stride = run.cache_stride;
+    input.table_begins = run.table_begins;
+    input.host_table_begins = run.host_table_begins;
     SY_RETURN_IF_ERROR(layers_[layer].mixers[run.mixer]->Forward(
         context, input, out.Rows(segment.first_row, segment.batch.num_tokens)));
   }

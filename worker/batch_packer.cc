@@ -1,7 +1,10 @@
 #include "worker/batch_packer.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
+
+#include "kernels/check.h"
 
 namespace switchyard {
 
@@ -19,29 +22,59 @@ void BatchPacker::Pack(absl::Span<const SequenceCache* const> caches,
                           append(grouping.inverse)});
   }
 
+  Tables tables;
   for (size_t i = 0; i < plan_->layers.size(); ++i) {
-    const int32_t layer = static_cast<int32_t>(i);
-    const PlannedLayer& planned = plan_->layers[i];
-    const PlannedGrouping& grouping = plan_->groupings[planned.grouping];
-    std::vector<TableSlice> slices;
-    for (size_t s = 0; s < grouping.segments.size(); ++s) {
-      const PlannedSegment& segment = grouping.segments[s];
-      const int64_t stride =
-          store.TableWidth(layer, planned.mixers[s], segment.max_total_tokens);
-      uint32_t* ids = nullptr;
-      slices.push_back({buffer.AppendRoom(segment.num_seqs * stride, &ids),
-                        static_cast<int32_t>(stride)});
-      // Entries beyond a sequence's own are never read. No memory is an error
-      // of the upload.
-      for (int32_t q = 0; ids != nullptr && q < segment.num_seqs; ++q) {
-        const int32_t entry = grouping.entries[segment.first_seq + q];
-        const absl::Span<const uint32_t> table = caches[entry]->ids(layer);
-        std::copy_n(table.begin(), std::min<int64_t>(table.size(), stride),
-                    ids + q * stride);
-      }
+    std::vector<CacheSlices> slices;
+    for (size_t s = 0; s < plan_->layers[i].mixers.size(); ++s) {
+      slices.push_back(PackSegment(static_cast<int32_t>(i), s, caches, store,
+                                   buffer, tables));
     }
-    tables_.push_back(std::move(slices));
+    caches_.push_back(std::move(slices));
   }
+  SY_CHECK(tables.num_ids <= std::numeric_limits<int32_t>::max());
+  uint32_t* ids = nullptr;
+  tables_ = buffer.AppendRoom(tables.num_ids, &ids);
+  if (ids == nullptr) return;  // no memory is an error of the upload
+  for (const absl::Span<const uint32_t> table : tables.parts) {
+    ids = std::copy(table.begin(), table.end(), ids);
+  }
+}
+
+BatchPacker::CacheSlices BatchPacker::PackSegment(
+    int32_t layer, size_t segment_index,
+    absl::Span<const SequenceCache* const> caches, const CacheStore& store,
+    StepBuffer& buffer, Tables& tables) const {
+  const PlannedLayer& planned = plan_->layers[layer];
+  const PlannedGrouping& grouping = plan_->groupings[planned.grouping];
+  const PlannedSegment& segment = grouping.segments[segment_index];
+  const int32_t mixer = planned.mixers[segment_index];
+  CacheSlices slices;
+  if (!store.HasTable(layer, mixer)) {
+    std::vector<uint32_t> slots;
+    slots.reserve(segment.num_seqs);
+    for (int32_t q = 0; q < segment.num_seqs; ++q) {
+      const int32_t entry = grouping.entries[segment.first_seq + q];
+      slots.push_back(caches[entry]->ids(layer)[0]);
+    }
+    slices.slots = buffer.Append(absl::MakeConstSpan(slots));
+    return slices;
+  }
+  std::vector<int32_t> begins;
+  begins.reserve(segment.num_seqs + 1);
+  for (int32_t q = 0; q < segment.num_seqs; ++q) {
+    begins.push_back(static_cast<int32_t>(tables.num_ids));
+    const int32_t* offsets = &grouping.token_offsets[segment.first_offset + q];
+    const int64_t num_tokens =
+        int64_t{grouping.context_lens[segment.first_seq + q]} + offsets[1] -
+        offsets[0];
+    const int32_t entry = grouping.entries[segment.first_seq + q];
+    tables.parts.push_back(caches[entry]->ids(layer).subspan(
+        0, store.NumEntries(layer, mixer, num_tokens)));
+    tables.num_ids += static_cast<int64_t>(tables.parts.back().size());
+  }
+  begins.push_back(static_cast<int32_t>(tables.num_ids));
+  slices.begins = buffer.Append(absl::MakeConstSpan(begins));
+  return slices;
 }
 
 FetchTokensArgs BatchPacker::Fetch(const int32_t* last_tokens,
@@ -86,13 +119,21 @@ ForwardBatch BatchPacker::Resolve(const CacheStore& store,
     }
     batch.groupings.push_back(std::move(grouping));
   }
-  for (size_t layer = 0; layer < tables_.size(); ++layer) {
+  for (size_t layer = 0; layer < caches_.size(); ++layer) {
     LayerPlan plan;
     plan.grouping = plan_->layers[layer].grouping;
-    for (size_t s = 0; s < tables_[layer].size(); ++s) {
-      plan.runs.push_back({plan_->layers[layer].mixers[s],
-                           buffer.device(tables_[layer][s].ids),
-                           tables_[layer][s].stride});
+    for (size_t s = 0; s < caches_[layer].size(); ++s) {
+      const CacheSlices& slices = caches_[layer][s];
+      MixerRun run;
+      run.mixer = plan_->layers[layer].mixers[s];
+      if (slices.begins.size > 0) {
+        run.cache_ids = buffer.device(tables_);
+        run.table_begins = buffer.device(slices.begins);
+        run.host_table_begins = buffer.host(slices.begins);
+      } else {
+        run.cache_ids = buffer.device(slices.slots);
+      }
+      plan.runs.push_back(run);
     }
     batch.layers.push_back(std::move(plan));
   }

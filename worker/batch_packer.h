@@ -20,8 +20,10 @@ class BatchPacker {
  public:
   explicit BatchPacker(const BatchPlan* plan) : plan_(plan) {}
 
-  // Appends everything to the buffer. `caches`: of each entry of the plan; they
-  // cover the entries' positions.
+  // Appends everything to the buffer, the block tables last: where all else
+  // lies, and where the tables begin, depends on what was appended before and
+  // on the plan's counts, never on the lengths of sequences. `caches`: of each
+  // entry of the plan; they cover the entries' positions.
   void Pack(absl::Span<const SequenceCache* const> caches,
             const CacheStore& store, StepBuffer& buffer);
 
@@ -29,6 +31,8 @@ class BatchPacker {
   ForwardBatch Resolve(const CacheStore& store, const StepBuffer& buffer) const;
   // How the tokens that lie on the device get into the batch.
   FetchTokensArgs Fetch(const int32_t* last_tokens, StepBuffer& buffer) const;
+  // Where the block tables lie in the buffer. REQUIRES: Pack.
+  int64_t tables_offset() const { return tables_.offset; }
 
  private:
   struct GroupingSlices {
@@ -38,16 +42,30 @@ class BatchPacker {
     StepBuffer::Slice<int32_t> rows;
     StepBuffer::Slice<int32_t> inverse;
   };
-  struct TableSlice {  // [num_seqs, stride] of one segment in one layer
-    StepBuffer::Slice<uint32_t> ids;
-    int32_t stride = 0;
+  struct CacheSlices {                  // of one segment in one layer
+    StepBuffer::Slice<uint32_t> slots;  // [num_seqs], or empty
+    StepBuffer::Slice<int32_t> begins;  // [num_seqs + 1] in tables_, or empty
   };
+
+  // Block tables, one after another.
+  struct Tables {
+    std::vector<absl::Span<const uint32_t>> parts;
+    int64_t num_ids = 0;
+  };
+
+  // Appends the segment's slots, or the begins of its tables, which it lists.
+  CacheSlices PackSegment(int32_t layer, size_t segment,
+                          absl::Span<const SequenceCache* const> caches,
+                          const CacheStore& store, StepBuffer& buffer,
+                          Tables& tables) const;
 
   const BatchPlan* const plan_;
   StepBuffer::Slice<int32_t> token_ids_;
   StepBuffer::Slice<int32_t> token_sources_;
   std::vector<GroupingSlices> groupings_;
-  std::vector<std::vector<TableSlice>> tables_;  // [layer][segment]
+  std::vector<std::vector<CacheSlices>> caches_;  // [layer][segment]
+  // The block tables of all layers, segments and sequences, in this order.
+  StepBuffer::Slice<uint32_t> tables_;
 };
 
 }  // namespace switchyard

@@ -81,12 +81,13 @@ class CacheStore {
   // Takes all units back, and poisons them if asked to.
   absl::Status Release(SequenceCache& cache);
 
-  // Width of the table that ops get for sequences of `num_tokens` positions: a
-  // ring in full, else the entries that these positions touch.
-  int64_t TableWidth(int32_t layer, int32_t mixer, int64_t num_tokens) const {
-    const int32_t ring_blocks = spec_->At(layer, mixer).ring_blocks;
-    return ring_blocks > 0 ? ring_blocks
-                           : spec_->NumUnits(layer, mixer, num_tokens);
+  // Whether a sequence holds a table of blocks there, or else one slot.
+  bool HasTable(int32_t layer, int32_t mixer) const {
+    return spec_->At(layer, mixer).kind == CacheKind::kBlocks;
+  }
+  // Entries of the table that ops get for a sequence of `num_tokens` positions.
+  int64_t NumEntries(int32_t layer, int32_t mixer, int64_t num_tokens) const {
+    return spec_->NumUnits(layer, mixer, num_tokens);
   }
 
   int64_t num_units_held() const { return live_.size(); }

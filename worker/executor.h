@@ -114,7 +114,7 @@ class Executor final : public StepExecutor {
   };
   struct RecordedStep {
     std::unique_ptr<StepGraph> graph;
-    int64_t packed_bytes = 0;  // of the arrays that it reads
+    int64_t packed_bytes = 0;  // of the arrays before the block tables
   };
 
   absl::Status ReadLimits(const v1::ConfigureRequest& request);

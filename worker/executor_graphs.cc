@@ -28,11 +28,11 @@ std::optional<GraphPlan> Executor::FindShape(
   for (const Work& work : batch) {
     if (work.num_tokens != 1 || !work.sample) return std::nullopt;
     const WorkerSequence& sequence = *work.sequence;
-    entries.push_back({&sequence.cache.placement(), work.start + 1,
+    entries.push_back({&sequence.cache.placement(),
                        OutputStage::NumBiases(sequence),
                        sequence.sampling.num_logprobs.has_value()});
   }
-  return PlanGraph(entries, {limits_.max_rows, limits_.max_context_tokens});
+  return PlanGraph(entries, {limits_.max_rows});
 }
 
 absl::Status Executor::RunPadded(const std::vector<Work>& batch,
@@ -66,13 +66,15 @@ absl::Status Executor::RunPadded(const std::vector<Work>& batch,
     output_->AddSample(step.output, *batch[i].sequence, row_of_entry[i]);
   }
 
-  const BatchPlan plan = PlanBatch(entries, key.total_tokens);
+  // A graph serves whatever contexts there may be. It reads the tables from
+  // where they begin; how long they are does not move anything.
+  const BatchPlan plan = PlanBatch(entries, limits_.max_context_tokens);
   step_buffer_.Clear();
-  BatchPacker packer(&plan);
-  packer.Pack(caches, *cache_, step_buffer_);
   output_->PackPadded(step.output, plan.num_seqs, key.num_biases, key.logprobs,
                       step_buffer_);
-  const int64_t packed_bytes = step_buffer_.used();
+  BatchPacker packer(&plan);
+  packer.Pack(caches, *cache_, step_buffer_);
+  const int64_t packed_bytes = packer.tables_offset();
   SY_RETURN_IF_ERROR(Upload());
   if (graphs_generation_ != step_buffer_.generation()) {
     graphs_.Clear();  // the arrays they read have moved
@@ -113,10 +115,9 @@ absl::Status Executor::RunPadded(const std::vector<Work>& batch,
   step.record_time = absl::Now() - start;
   std::fprintf(
       stderr,
-      "switchyard worker: recorded a graph of %d rows, %zu placements, "
-      "%d positions: %lld launches, %.1f ms; %lld graphs\n",
-      key.num_rows(), key.groups.size(), key.total_tokens,
-      static_cast<long long>(num_nodes),
+      "switchyard worker: recorded a graph of %d rows, %zu placements: "
+      "%lld launches, %.1f ms; %lld graphs\n",
+      key.num_rows(), key.groups.size(), static_cast<long long>(num_nodes),
       absl::ToDoubleMilliseconds(step.record_time),
       static_cast<long long>(graphs_.size()));
   return absl::OkStatus();
@@ -127,18 +128,12 @@ void Executor::PlanWarming(const Placement& placement) {
   // Ranks prepare at moments of their own, so a run here would mix up the order
   // of their collectives; in a group, steps record what they meet.
   if (!graphs_enabled_ || group_->world_size() > 1) return;
-  int32_t longest = 1;
-  for (const auto& [id, sequence] : sequences_) {
-    longest = std::max(longest, sequence.num_tokens() + 1);
-  }
-  longest = std::min(longest, limits_.max_context_tokens);
   const int32_t most = BatchBucket(
       std::max<int32_t>(1, static_cast<int32_t>(sequences_.size())));
   for (int32_t rows = most; rows >= 1;) {
-    const std::vector<GraphEntry> entries(
-        rows, GraphEntry{&placement, longest, 0, false});
-    std::optional<GraphPlan> plan =
-        PlanGraph(entries, {limits_.max_rows, limits_.max_context_tokens});
+    const std::vector<GraphEntry> entries(rows,
+                                          GraphEntry{&placement, 0, false});
+    std::optional<GraphPlan> plan = PlanGraph(entries, {limits_.max_rows});
     if (plan.has_value() && graphs_.Find(plan->key) == nullptr) {
       plan->entries.assign(plan->entries.size(), -1);
       to_warm_.push_back(*std::move(plan));

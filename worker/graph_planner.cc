@@ -9,7 +9,6 @@
 namespace switchyard {
 namespace {
 
-constexpr int32_t kMinContextBucket = 1024;
 constexpr int32_t kMinBiasBucket = 64;
 
 // The largest power of two up to n.
@@ -28,13 +27,13 @@ int32_t GraphKey::num_rows() const {
 }
 
 bool operator<(const GraphKey& a, const GraphKey& b) {
-  return std::tie(a.total_tokens, a.num_biases, a.logprobs, a.groups) <
-         std::tie(b.total_tokens, b.num_biases, b.logprobs, b.groups);
+  return std::tie(a.num_biases, a.logprobs, a.groups) <
+         std::tie(b.num_biases, b.logprobs, b.groups);
 }
 
 bool operator==(const GraphKey& a, const GraphKey& b) {
-  return std::tie(a.total_tokens, a.num_biases, a.logprobs, a.groups) ==
-         std::tie(b.total_tokens, b.num_biases, b.logprobs, b.groups);
+  return std::tie(a.num_biases, a.logprobs, a.groups) ==
+         std::tie(b.num_biases, b.logprobs, b.groups);
 }
 
 int32_t BatchBucket(int32_t n) {
@@ -45,15 +44,6 @@ int32_t BatchBucket(int32_t n) {
   // to matter.
   const int32_t halfway = power + power / 2;
   return power >= 16 && n <= halfway ? halfway : 2 * power;
-}
-
-int32_t ContextBucket(int32_t num_tokens, int32_t max_tokens) {
-  int32_t bucket = kMinContextBucket;
-  if (num_tokens > bucket) {
-    const int32_t step = PowerBelow(num_tokens) / 4;
-    bucket = (num_tokens + step - 1) / step * step;
-  }
-  return std::max(num_tokens, std::min(bucket, max_tokens));
 }
 
 int32_t BiasBucket(int32_t n) {
@@ -79,7 +69,7 @@ std::optional<GraphPlan> PlanGraph(absl::Span<const GraphEntry> entries,
   }
 
   GraphPlan plan;
-  int32_t longest = 0, num_biases = 0;
+  int32_t num_biases = 0;
   for (size_t begin = 0; begin < order.size();) {
     size_t end = begin;
     while (end < order.size() && same(order[begin], order[end])) ++end;
@@ -87,7 +77,6 @@ std::optional<GraphPlan> PlanGraph(absl::Span<const GraphEntry> entries,
     for (size_t i = begin; i < end; ++i) {
       const GraphEntry& entry = entries[order[i]];
       plan.entries.push_back(order[i]);
-      longest = std::max(longest, entry.total_tokens);
       num_biases += entry.num_biases;
       plan.key.logprobs = plan.key.logprobs || entry.logprobs;
     }
@@ -99,7 +88,6 @@ std::optional<GraphPlan> PlanGraph(absl::Span<const GraphEntry> entries,
       static_cast<int32_t>(plan.entries.size()) > limits.max_rows) {
     return std::nullopt;
   }
-  plan.key.total_tokens = ContextBucket(longest, limits.max_context_tokens);
   plan.key.num_biases = BiasBucket(num_biases);
   return plan;
 }

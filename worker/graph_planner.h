@@ -1,10 +1,10 @@
 // Which steps may run as a recorded graph, and as which one. Pure.
 //
 // A graph fixes every launch of a step: how many rows each mixer of each layer
-// has, how wide the block tables are, and what sampling does. A step in which
-// every sequence decodes is padded until it is one of few such shapes: the
-// sequences are put in the order of their placements, the number of each
-// placement is rounded up to a bucket, and so is the longest context.
+// has, and what sampling does; how long the contexts are, kernels read on the
+// device. A step in which every sequence decodes is padded until it is one of
+// few such shapes: the sequences are put in the order of their placements, and
+// the number of each placement is rounded up to a bucket.
 #ifndef SWITCHYARD_WORKER_GRAPH_PLANNER_H_
 #define SWITCHYARD_WORKER_GRAPH_PLANNER_H_
 
@@ -34,7 +34,6 @@ struct GraphGroup {
 // Steps with equal keys do the same launches on the same addresses.
 struct GraphKey {
   std::vector<GraphGroup> groups;  // in the order of their placements
-  int32_t total_tokens = 0;        // no sequence has more, this step's included
   int32_t num_biases = 0;          // room for biased tokens
   bool logprobs = false;           // of the sampled tokens
 
@@ -46,7 +45,6 @@ struct GraphKey {
 
 struct GraphLimits {
   int32_t max_rows = 0;  // that the step's buffers have room for
-  int32_t max_context_tokens = 0;
   // A batch of more placements has too many shapes to record them all.
   int32_t max_placements = 4;
 };
@@ -54,7 +52,6 @@ struct GraphLimits {
 // A sequence that decodes. Borrows for the call.
 struct GraphEntry {
   const Placement* placement = nullptr;
-  int32_t total_tokens = 0;  // this step's included
   int32_t num_biases = 0;
   bool logprobs = false;
 };
@@ -72,9 +69,6 @@ std::optional<GraphPlan> PlanGraph(absl::Span<const GraphEntry> entries,
 // The smallest bucket of at least n: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128,
 // 192, ...
 int32_t BatchBucket(int32_t n);
-// The same for contexts: at least 1024, four steps from one power of two to the
-// next, at most `max_tokens`.
-int32_t ContextBucket(int32_t num_tokens, int32_t max_tokens);
 // The same for biased tokens: powers of two from 64 on.
 int32_t BiasBucket(int32_t n);
 

@@ -57,7 +57,8 @@ class AttentionMixer final : public Mixer {
     args.batch = input.batch;
     args.blocks.arena = input.arena;
     args.blocks.ids = input.cache_ids;
-    args.blocks.stride = input.cache_stride;
+    args.blocks.begins = input.table_begins;
+    args.blocks.host_begins = input.host_table_begins;
     args.blocks.block_size = context_.block_size;
     args.blocks.ring_blocks = ring_blocks_;
     args.kv_dtype = context_.kv_dtype;

@@ -22,9 +22,10 @@ struct MixerInput {
   VarlenBatch batch;
   MatrixView x;  // [num_tokens, hidden] activation type
   std::byte* arena = nullptr;
-  const uint32_t* cache_ids =
-      nullptr;  // [num_seqs, cache_stride], see MixerRun
-  int32_t cache_stride = 0;
+  // See MixerRun.
+  const uint32_t* cache_ids = nullptr;
+  const int32_t* table_begins = nullptr;
+  const int32_t* host_table_begins = nullptr;
 };
 
 class Mixer {

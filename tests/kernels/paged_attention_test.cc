@@ -68,7 +68,7 @@ class PagedAttentionTest : public OpTest {
     const int64_t units = config.block_bytes() / kCacheUnitBytes;
     for (uint32_t& id : ids) id *= static_cast<uint32_t>(units);
     cache_.arena = PoisonedBytes((ids.size() + 1) * config.block_bytes());
-    cache_.stride = entries;
+    num_entries_ = entries;
     cache_.block_size = config.block_size;
     cache_.ring_blocks = config.ring_blocks();
     host_ids_ = ids;
@@ -93,12 +93,18 @@ class PagedAttentionTest : public OpTest {
     const int64_t kv_cols = int64_t{config_.num_kv_heads} * config_.head_size;
     std::vector<std::pair<int32_t, int32_t>> lengths;
     std::vector<uint32_t> ids;
+    std::vector<int32_t> begins = {0};
     HostMatrix fused{0, q_cols + 2 * kv_cols, activation(), {}};
     for (size_t i = 0; i < which.size(); ++i) {
       Sequence& seq = (*seqs)[which[i]];
       lengths.emplace_back(seq.done, num_new[i]);
-      const auto begin = host_ids_.begin() + which[i] * cache_.stride;
-      ids.insert(ids.end(), begin, begin + cache_.stride);
+      // Only the entries that the sequence needs.
+      const int32_t needed = std::min(
+          num_entries_, (seq.done + num_new[i] + config_.block_size - 1) /
+                            config_.block_size);
+      const auto begin = host_ids_.begin() + which[i] * num_entries_;
+      ids.insert(ids.end(), begin, begin + needed);
+      begins.push_back(static_cast<int32_t>(ids.size()));
       for (int32_t t = seq.done; t < seq.done + num_new[i]; ++t) {
         for (const HostMatrix* part : {&seq.q, &seq.k, &seq.v}) {
           const auto row = part->values.begin() + t * part->cols;
@@ -113,6 +119,8 @@ class PagedAttentionTest : public OpTest {
     args.batch = MakeBatch(lengths);
     args.blocks = cache_;
     args.blocks.ids = UploadArray(ids);
+    args.blocks.begins = UploadArray(begins);
+    args.blocks.host_begins = begins.data();
     args.kv_dtype = config_.kv_dtype;
     args.num_heads = config_.num_heads;
     args.num_kv_heads = config_.num_kv_heads;
@@ -215,7 +223,8 @@ class PagedAttentionTest : public OpTest {
 
   Config config_;
   BlockTables cache_;
-  std::vector<uint32_t> host_ids_;
+  std::vector<uint32_t> host_ids_;  // [sequences, num_entries_]
+  int32_t num_entries_ = 0;
   const float* rope_table_ = nullptr;
 };
 
@@ -310,6 +319,9 @@ TEST_P(PagedAttentionTest, RejectsBadArguments) {
   args.batch = MakeBatch({{0, 2}});
   args.blocks = cache_;
   args.blocks.ids = UploadArray(host_ids_);
+  const std::vector<int32_t> begins = {0, 1};
+  args.blocks.begins = UploadArray(begins);
+  args.blocks.host_begins = begins.data();
   args.num_heads = 4;
   args.num_kv_heads = 2;
   args.head_size = 64;
@@ -339,6 +351,15 @@ TEST_P(PagedAttentionTest, RejectsBadArguments) {
   bad = args;
   bad.rope_positions = 1;
   expect_invalid(bad, "reaches 2 positions, the rope table has 1");
+  bad = args;
+  bad.batch.max_total_tokens = 1;
+  expect_invalid(bad, "reaches 2 positions, batch.max_total_tokens is 1");
+  bad = args;
+  bad.batch = MakeBatch({{15, 2}});
+  expect_invalid(bad, "sequence 0 needs 2 blocks, its table has 1");
+  bad = args;
+  bad.blocks.begins = nullptr;
+  expect_invalid(bad, "blocks.begins");
   bad = args;
   bad.kv_dtype = DType::kF16;
   expect_invalid(bad, "kv_dtype is fp16");

@@ -124,13 +124,16 @@ TEST_F(CacheStoreTest, ChecksThatPositionsAreCovered) {
             "layer 0 holds 1 blocks, 17 positions need 2");
 }
 
-TEST_F(CacheStoreTest, TablesOfRingsAreWhole) {
+TEST_F(CacheStoreTest, TablesHoldWhatTheirSequencesTouch) {
   const Placement ring = Sequence("sliding_window").placement();
   const Placement full = Sequence("attention").placement();
   const Placement slot = Sequence("gdn").placement();
-  EXPECT_EQ(store_->TableWidth(0, ring[0], 1), 4);
-  EXPECT_EQ(store_->TableWidth(0, full[0], 33), 3);
-  EXPECT_EQ(store_->TableWidth(0, slot[0], 33), 1);
+  EXPECT_EQ(store_->NumEntries(0, ring[0], 17), 2);
+  EXPECT_EQ(store_->NumEntries(0, ring[0], 100), 4);
+  EXPECT_EQ(store_->NumEntries(0, full[0], 33), 3);
+  EXPECT_TRUE(store_->HasTable(0, ring[0]));
+  EXPECT_TRUE(store_->HasTable(0, full[0]));
+  EXPECT_FALSE(store_->HasTable(0, slot[0]));
 }
 
 TEST_F(CacheStoreTest, RefusesImpossibleArenas) {

@@ -242,7 +242,7 @@ TEST(ExecutorGpuTest, BatchInvariantRunsDifferInNoBit) {
   ExpectSame(GenerateAll(options, requests), plain, "graphs, overlapped");
 }
 
-// Contexts that outgrow their bucket, and batches that shrink.
+// A graph serves contexts of all lengths; batches that shrink need others.
 TEST(ExecutorGpuTest, GraphsFollowGrowingContexts) {
   std::vector<HarnessRequest> requests;
   for (int32_t i = 0; i < 5; ++i) {
@@ -254,6 +254,12 @@ TEST(ExecutorGpuTest, GraphsFollowGrowingContexts) {
   options.enable_graphs = true;
   options.overlapped = true;
   ExpectClose(GenerateAll(options, requests), plain, 0.1, "growing, shrinking");
+
+  const auto harness = ExecutorHarness::Create(options).value();
+  ASSERT_TRUE(harness->GenerateOne(requests[0]).ok());
+  const int64_t num_graphs = harness->executor(0).num_graphs();
+  ASSERT_TRUE(harness->GenerateOne(requests[4]).ok());
+  EXPECT_EQ(harness->executor(0).num_graphs(), num_graphs);
 }
 
 TEST(ExecutorGpuTest, WarmingChangesNothingAndSavesTheFirstStep) {

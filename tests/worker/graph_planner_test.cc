@@ -30,7 +30,7 @@ class GraphPlannerTest : public ::testing::Test {
 
   ModelConfig config_;
   Placement first_, second_;
-  GraphLimits limits_{/*max_rows=*/64, /*max_context_tokens=*/8000};
+  GraphLimits limits_{/*max_rows=*/64};
 };
 
 TEST_F(GraphPlannerTest, BatchBucketsAreFewAndClose) {
@@ -46,59 +46,30 @@ TEST_F(GraphPlannerTest, BatchBucketsAreFewAndClose) {
                                    256, 384));
 }
 
-TEST_F(GraphPlannerTest, ContextBucketsWasteAQuarterAtMost) {
-  EXPECT_EQ(ContextBucket(1, 131072), 1024);
-  EXPECT_EQ(ContextBucket(1025, 131072), 1280);
-  EXPECT_EQ(ContextBucket(2049, 131072), 2560);
-  EXPECT_EQ(ContextBucket(131072, 131072), 131072);
-  EXPECT_EQ(ContextBucket(100, 512), 512);
-  EXPECT_EQ(ContextBucket(7999, 8000), 8000);
-  for (int32_t n = 1024; n < 100000; n += 997) {
-    const int32_t bucket = ContextBucket(n, 131072);
-    EXPECT_GE(bucket, n);
-    EXPECT_LE(bucket, n + n / 4 + 1);
-    EXPECT_EQ(ContextBucket(bucket, 131072), bucket);
-  }
-}
-
 TEST_F(GraphPlannerTest, PadsEveryPlacementAndKeepsTheBatchsOrderWithin) {
-  const std::vector<GraphEntry> entries = {{&second_, 10, 0, false},
-                                           {&first_, 1500, 3, false},
-                                           {&second_, 20, 70, true},
-                                           {&second_, 5, 0, false}};
+  const std::vector<GraphEntry> entries = {{&second_, 0, false},
+                                           {&first_, 3, false},
+                                           {&second_, 70, true},
+                                           {&second_, 0, false}};
   const auto plan = PlanGraph(entries, limits_);
   ASSERT_TRUE(plan.has_value());
   EXPECT_THAT(plan->entries, ElementsAre(1, 0, 2, 3, -1));
   EXPECT_THAT(plan->key.groups,
               ElementsAre(GraphGroup{first_, 1}, GraphGroup{second_, 4}));
   EXPECT_EQ(plan->key.num_rows(), 5);
-  EXPECT_EQ(plan->key.total_tokens, 1536);
   EXPECT_EQ(plan->key.num_biases, 128);
   EXPECT_TRUE(plan->key.logprobs);
 }
 
-TEST_F(GraphPlannerTest, AGrowingContextKeepsItsKeyForAWhile) {
-  int32_t changes = 0;
-  std::optional<GraphPlan> before;
-  for (int32_t tokens = 1025; tokens <= 4096; ++tokens) {
-    const std::vector<GraphEntry> entries(3, {&first_, tokens, 0, false});
-    const auto plan = PlanGraph(entries, limits_);
-    ASSERT_TRUE(plan.has_value());
-    if (before.has_value() && !(plan->key == before->key)) ++changes;
-    before = plan;
-  }
-  EXPECT_EQ(changes, 7);
-}
-
 TEST_F(GraphPlannerTest, LeavesWhatHasNoRoomOrTooManyShapes) {
   EXPECT_FALSE(PlanGraph({}, limits_).has_value());
-  std::vector<GraphEntry> entries(64, {&first_, 10, 0, false});
+  std::vector<GraphEntry> entries(64, {&first_, 0, false});
   EXPECT_TRUE(PlanGraph(entries, limits_).has_value());
-  entries.push_back({&first_, 10, 0, false});
+  entries.push_back({&first_, 0, false});
   EXPECT_FALSE(PlanGraph(entries, limits_).has_value());
   limits_.max_placements = 1;
-  const std::vector<GraphEntry> two = {{&first_, 1, 0, false},
-                                       {&second_, 1, 0, false}};
+  const std::vector<GraphEntry> two = {{&first_, 0, false},
+                                       {&second_, 0, false}};
   EXPECT_FALSE(PlanGraph(two, limits_).has_value());
 }
 

@@ -49,18 +49,19 @@ class AttentionCase {
     block_bytes_ = (2 * s_.kv_heads * s_.block_size * s_.head_size * element +
                     kCacheUnitBytes - 1) /
                    kCacheUnitBytes * kCacheUnitBytes;
-    int32_t longest = 0;
-    offsets_ = {0};
+    offsets_ = begins_ = {0};
     for (const SeqShape& seq : s_.seqs) {
-      longest = std::max(longest, seq.context + seq.num_new);
+      const int32_t total = seq.context + seq.num_new;
+      longest_ = std::max(longest_, total);
+      const int32_t blocks = (total + s_.block_size - 1) / s_.block_size;
+      begins_.push_back(begins_.back() +
+                        (s_.ring ? std::min(blocks, ring_blocks_) : blocks));
       offsets_.push_back(offsets_.back() + seq.num_new);
       contexts_.push_back(seq.context);
       for (int32_t i = 0; i < seq.num_new; ++i)
         positions_.push_back(seq.context + i);
     }
-    stride_ =
-        s_.ring ? ring_blocks_ : (longest + s_.block_size - 1) / s_.block_size;
-    table_ = RopeTable(longest, s_.head_size);
+    table_ = RopeTable(longest_, s_.head_size);
     FillCache();
   }
 
@@ -71,6 +72,7 @@ class AttentionCase {
     const Tensor qkv = h_->Random(tokens, q_cols + 2 * kv_cols, s_.dtype);
     Tensor out = h_->Poisoned(tokens, q_cols, s_.dtype);
     const DeviceBuffer arena = h_->Upload(arena_), ids = h_->Upload(ids_),
+                       begins = h_->Upload(begins_),
                        offsets = h_->Upload(offsets_),
                        contexts = h_->Upload(contexts_),
                        positions = h_->Upload(positions_),
@@ -84,8 +86,13 @@ class AttentionCase {
     args.batch.token_offsets = reinterpret_cast<int32_t*>(offsets.get());
     args.batch.context_lens = reinterpret_cast<int32_t*>(contexts.get());
     args.batch.positions = reinterpret_cast<int32_t*>(positions.get());
-    args.blocks = {arena.get(), reinterpret_cast<uint32_t*>(ids.get()), stride_,
-                   s_.block_size, ring_blocks_};
+    args.batch.max_total_tokens = longest_;
+    args.blocks = {arena.get(),
+                   reinterpret_cast<uint32_t*>(ids.get()),
+                   reinterpret_cast<int32_t*>(begins.get()),
+                   begins_.data(),
+                   s_.block_size,
+                   ring_blocks_};
     args.kv_dtype = s_.dtype;
     args.num_heads = s_.heads;
     args.num_kv_heads = s_.kv_heads;
@@ -113,7 +120,7 @@ class AttentionCase {
     if (s_.ring) entry %= ring_blocks_;
     const int64_t row = (int64_t{which} * s_.kv_heads + head) * s_.block_size +
                         position % s_.block_size;
-    return ids_[seq * stride_ + entry] * kCacheUnitBytes +
+    return ids_[begins_[seq] + entry] * kCacheUnitBytes +
            row * s_.head_size * DTypeBytes(s_.dtype);
   }
   // Positions that are in the cache when there are `length`.
@@ -122,11 +129,11 @@ class AttentionCase {
   }
 
   void FillCache() {
-    const int64_t num_blocks = s_.seqs.size() * stride_ + 3;
+    const int64_t num_blocks = begins_.back() + 3;
     std::vector<uint32_t> order(num_blocks);
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), h_->random());
-    ids_.resize(s_.seqs.size() * stride_);
+    ids_.resize(begins_.back());
     for (size_t i = 0; i < ids_.size(); ++i)
       ids_[i] =
           static_cast<uint32_t>(order[i] * (block_bytes_ / kCacheUnitBytes));
@@ -244,9 +251,9 @@ class AttentionCase {
 
   Harness* const h_;
   const Shape s_;
-  int32_t ring_blocks_ = 0, stride_ = 0;
+  int32_t ring_blocks_ = 0, longest_ = 0;
   int64_t block_bytes_ = 0;
-  std::vector<int32_t> offsets_, contexts_, positions_;
+  std::vector<int32_t> begins_, offsets_, contexts_, positions_;
   std::vector<uint32_t> ids_;
   std::vector<uint8_t> arena_;
   std::vector<float> table_;
@@ -271,6 +278,9 @@ void CheckInvariance(Harness* h, int32_t head_size, int32_t window, bool ring) {
     ids[i] = static_cast<uint32_t>(i * block_bytes / kCacheUnitBytes);
   std::shuffle(ids.begin(), ids.end(), h->random());
   const DeviceBuffer ids_on_device = h->Upload(ids);
+  // The prompt's table is the second one.
+  const std::vector<int32_t> begins = {0, stride, 2 * stride};
+  const DeviceBuffer begins_on_device = h->Upload(begins);
   // Rows of the prompt [begin, end) after `begin` others, behind `before` rows
   // of another prompt.
   const auto run = [&](std::byte* arena, int32_t begin, int32_t end,
@@ -305,11 +315,14 @@ void CheckInvariance(Harness* h, int32_t head_size, int32_t window, bool ring) {
         reinterpret_cast<int32_t*>(contexts_on_device.get());
     args.batch.positions =
         reinterpret_cast<int32_t*>(positions_on_device.get());
-    // The prompt's table is the second one.
+    args.batch.max_total_tokens = kLength;
+    const int32_t first = before > 0 ? 0 : 1;
     args.blocks = {arena,
-                   reinterpret_cast<uint32_t*>(ids_on_device.get()) +
-                       (before > 0 ? 0 : stride),
-                   stride, kBlock, ring_blocks};
+                   reinterpret_cast<uint32_t*>(ids_on_device.get()),
+                   reinterpret_cast<int32_t*>(begins_on_device.get()) + first,
+                   begins.data() + first,
+                   kBlock,
+                   ring_blocks};
     args.kv_dtype = DType::kBF16;
     args.num_heads = kHeads;
     args.num_kv_heads = kKvHeads;
@@ -497,8 +510,12 @@ class TimedAttention {
     // Scattered, as in a server that has run for a while.
     std::shuffle(ids.begin(), ids.end(), h->random());
     ids_ = h->Upload(ids);
-    std::vector<int32_t> offsets, contexts(batch, context), positions;
+    std::vector<int32_t> offsets, contexts(batch, context), positions, begins;
     for (int32_t s = 0; s <= batch; ++s) offsets.push_back(s * num_new);
+    // Of every set, one after another.
+    for (int32_t s = 0; s <= num_sets_ * batch; ++s)
+      begins.push_back(s * stride);
+    begins_ = h->Upload(begins);
     for (int32_t i = 0; i < batch * num_new; ++i)
       positions.push_back(context + i % num_new);
     offsets_ = h->Upload(offsets);
@@ -513,7 +530,11 @@ class TimedAttention {
     args_.batch.token_offsets = reinterpret_cast<int32_t*>(offsets_.get());
     args_.batch.context_lens = reinterpret_cast<int32_t*>(contexts_.get());
     args_.batch.positions = reinterpret_cast<int32_t*>(positions_.get());
-    args_.blocks = {arena_.buffer.get(), nullptr, stride, kBlock, 0};
+    args_.batch.max_total_tokens = context + num_new;
+    args_.blocks.arena = arena_.buffer.get();
+    args_.blocks.ids = reinterpret_cast<uint32_t*>(ids_.get());
+    args_.blocks.begins = reinterpret_cast<int32_t*>(begins_.get());
+    args_.blocks.block_size = kBlock;
     args_.kv_dtype = DType::kBF16;
     args_.num_heads = 32;
     args_.num_kv_heads = kKvHeads;
@@ -531,12 +552,12 @@ class TimedAttention {
   int num_sets() const { return num_sets_; }
   // Scores and values alone, without the passes around them.
   void RunPrefill() {
-    args_.blocks.ids = reinterpret_cast<uint32_t*>(ids_.get());
+    args_.blocks.begins = reinterpret_cast<int32_t*>(begins_.get());
     Ok(internal::AttentionPrefillWgmma(h_->context(), args_, 0));
   }
   void Run(int set) {
-    args_.blocks.ids = reinterpret_cast<uint32_t*>(ids_.get()) +
-                       int64_t{set} * batch_ * args_.blocks.stride;
+    args_.blocks.begins =
+        reinterpret_cast<int32_t*>(begins_.get()) + set * batch_;
     Ok(internal::PagedAttentionCuda(h_->context(), args_));
   }
 
@@ -546,7 +567,7 @@ class TimedAttention {
   const int32_t batch_, context_, num_new_;
   int num_sets_ = 1;
   Tensor arena_, qkv_, out_;
-  DeviceBuffer ids_, offsets_, contexts_, positions_, table_;
+  DeviceBuffer ids_, begins_, offsets_, contexts_, positions_, table_;
   PagedAttentionArgs args_;
 };
 

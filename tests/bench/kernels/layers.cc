@@ -98,6 +98,9 @@ class AttentionLayer final : public Layer {
           static_cast<uint32_t>(i * kBlockElements * 2 / kCacheUnitBytes));
     std::shuffle(ids.begin(), ids.end(), h->random());
     ids_ = h->Upload(ids);
+    std::vector<int32_t> begins;  // of every set, one after another
+    for (int32_t s = 0; s <= kSets * batch; ++s) begins.push_back(s * stride);
+    begins_ = h->Upload(begins);
     contexts_ = h->Upload(std::vector<int32_t>(batch, context));
     table_ = h->Large(context + 1, 128, DType::kF32);
     qkv_ = h->Large(batch, 6144, DType::kBF16);
@@ -106,7 +109,9 @@ class AttentionLayer final : public Layer {
       in_weights_.push_back(h->LargeWeight(6144, kHidden));
       out_weights_.push_back(h->LargeWeight(kHidden, 4096));
     }
-    args_.blocks = {arena_.buffer.get(), nullptr, stride, 16, 0};
+    args_.blocks.arena = arena_.buffer.get();
+    args_.blocks.ids = reinterpret_cast<uint32_t*>(ids_.get());
+    args_.blocks.block_size = 16;
     args_.kv_dtype = DType::kBF16;
     args_.num_heads = 32;
     args_.num_kv_heads = 8;
@@ -119,6 +124,7 @@ class AttentionLayer final : public Layer {
     args_.rope_positions = context + 1;
     args_.out = mixed_.view;
     args_.batch = Layer::batch();
+    args_.batch.max_total_tokens = context + 1;
     args_.batch.context_lens = reinterpret_cast<int32_t*>(contexts_.get());
     args_.batch.positions = args_.batch.context_lens;
   }
@@ -130,15 +136,15 @@ class AttentionLayer final : public Layer {
  private:
   void Mix(int set) override {
     Multiply(normed_.view, in_weights_[set % kWeightSets], qkv_.view);
-    args_.blocks.ids = reinterpret_cast<uint32_t*>(ids_.get()) +
-                       int64_t{set} * batch_ * args_.blocks.stride;
+    args_.blocks.begins =
+        reinterpret_cast<int32_t*>(begins_.get()) + set * batch_;
     Ok(internal::PagedAttentionCuda(h_->context(), args_));
     Multiply(mixed_.view, out_weights_[set % kWeightSets], delta_.view);
   }
 
   const int32_t context_;
   Tensor arena_, table_, qkv_, mixed_;
-  DeviceBuffer ids_, contexts_;
+  DeviceBuffer ids_, begins_, contexts_;
   std::vector<WeightMatrix> in_weights_, out_weights_;
   PagedAttentionArgs args_;
 };

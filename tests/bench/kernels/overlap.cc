@@ -169,11 +169,17 @@ class AttentionChain final : public Chain {
           static_cast<uint32_t>(i * kBlockElements * 2 / kCacheUnitBytes));
     std::shuffle(ids.begin(), ids.end(), h->random());
     ids_ = h->Upload(ids);
+    std::vector<int32_t> begins;  // of every set, one after another
+    for (int32_t s = 0; s <= kSets * batch_; ++s) begins.push_back(s * stride_);
+    begins_ = h->Upload(begins);
     contexts_ = h->Upload(contexts);
     const int32_t longest =
         *std::max_element(contexts.begin(), contexts.end()) + 1;
     table_ = h->Large(longest, 128, DType::kF32);
-    args_.blocks = {arena_.buffer.get(), nullptr, stride_, 16, ring_blocks_};
+    args_.blocks.arena = arena_.buffer.get();
+    args_.blocks.ids = reinterpret_cast<uint32_t*>(ids_.get());
+    args_.blocks.block_size = 16;
+    args_.blocks.ring_blocks = ring_blocks_;
     args_.kv_dtype = DType::kBF16;
     args_.num_heads = 32;
     args_.num_kv_heads = 8;
@@ -187,6 +193,7 @@ class AttentionChain final : public Chain {
     args_.rope_positions = longest;
     args_.out = mixed_.view;
     args_.batch = batch();
+    args_.batch.max_total_tokens = longest;
     args_.batch.context_lens = reinterpret_cast<int32_t*>(contexts_.get());
     args_.batch.positions = args_.batch.context_lens;
     for (const int32_t context : contexts) {
@@ -205,8 +212,8 @@ class AttentionChain final : public Chain {
   }
 
   void Mix(int set) override {
-    args_.blocks.ids = reinterpret_cast<uint32_t*>(ids_.get()) +
-                       int64_t{set} * batch_ * stride_;
+    args_.blocks.begins =
+        reinterpret_cast<int32_t*>(begins_.get()) + set * batch_;
     Ok(internal::PagedAttentionCuda(h_->context(), args_));
     after_op_();
   }
@@ -214,7 +221,7 @@ class AttentionChain final : public Chain {
   const int32_t stride_, ring_blocks_;
   double cache_bytes_ = 0;
   Tensor table_;
-  DeviceBuffer ids_, contexts_;
+  DeviceBuffer ids_, begins_, contexts_;
   PagedAttentionArgs args_;
 };
 
