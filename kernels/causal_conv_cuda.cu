@@ -12,8 +12,6 @@ using namespace switchyard::cuda;
 constexpr int kThreads = 128;
 constexpr int kTileRows = 64;
 constexpr int kMaxKernel = 8;
-// What the executor leaves to ops.
-constexpr int64_t kScratchBytes = int64_t{32} << 20;
 
 struct ConvParams {
   const int32_t* token_offsets;
@@ -245,11 +243,11 @@ absl::Status Run(const OpContext& context, const CausalConvArgs& args) {
   // As many channels at a time as the scratch takes.
   const int64_t channel_bytes = num_tiles * (K - 1) * sizeof(float);
   const int64_t step =
-      kScratchBytes / channel_bytes / (kThreads * Width) * (kThreads * Width);
+      kOpScratchBytes / channel_bytes / (kThreads * Width) * (kThreads * Width);
   if (step == 0) {
     return absl::UnimplementedError(absl::StrCat(
         "CausalConv: ", batch.num_tokens, " tokens of ", batch.num_seqs,
-        " sequences in one call on CUDA: more than ", kScratchBytes,
+        " sequences in one call on CUDA: more than ", kOpScratchBytes,
         " bytes of scratch take"));
   }
   const int64_t mark = context.workspace->used();

@@ -56,9 +56,6 @@ struct DeltaChunks {
   static constexpr int kQBytes = kWBytes;
   static constexpr int kKeyBytes = 2 * kQBytes;
 
-  // Of a launch, at most: an L2's worth, and what the executor leaves to ops.
-  static constexpr int64_t kScratchBytes = int64_t{32} << 20;
-
   // Tiles of all sequences from first_seq on (cuda_paging.h); this launch works
   // on [first_tile, first_tile + num_tiles).
   int32_t first_seq = 0;

@@ -37,12 +37,12 @@ absl::Status RunChunked(const OpContext& context, const DeltaRuleArgs& args,
       cuda::NumTiles(offsets[num_seqs] - offsets[first_seq],
                      num_seqs - first_seq, DeltaChunks::kTokens);
   const int64_t max_tiles =
-      std::min(all_tiles, DeltaChunks::kScratchBytes / bytes_per_tile);
+      std::min(all_tiles, kOpScratchBytes / bytes_per_tile);
   if (max_tiles == 0) {
-    return absl::UnimplementedError(absl::StrCat(
-        "DeltaRule: a chunk of ", args.num_value_heads, " heads takes ",
-        bytes_per_tile, " bytes of scratch on CUDA; there are ",
-        DeltaChunks::kScratchBytes));
+    return absl::UnimplementedError(
+        absl::StrCat("DeltaRule: a chunk of ", args.num_value_heads,
+                     " heads takes ", bytes_per_tile,
+                     " bytes of scratch on CUDA; there are ", kOpScratchBytes));
   }
   const int64_t mark = context.workspace->used();
   DeltaChunks chunks;

@@ -43,6 +43,11 @@ class Workspace {
   int64_t peak_ = 0;
 };
 
+// What a workspace has for an op's scratch beside what the model itself counts,
+// whatever the batch's size. An op that needs more for a large batch works
+// through it in parts.
+constexpr int64_t kOpScratchBytes = int64_t{32} << 20;
+
 struct OpContext {
   Device* device = nullptr;
   Workspace* workspace = nullptr;  // scratch of ops: an op rewinds what it took

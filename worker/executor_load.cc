@@ -16,8 +16,6 @@
 namespace switchyard {
 namespace {
 
-// Scratch that ops may take from the workspace whatever the batch's size.
-constexpr int64_t kOpScratchBytes = int64_t{32} << 20;
 // What the device keeps free beside weights, workspace and arena.
 constexpr int64_t kReserveBytes = int64_t{256} << 20;
 // Enough for the arrays of most steps: 64 sequences of 8192 positions in blocks
