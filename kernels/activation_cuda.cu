@@ -9,15 +9,15 @@ using namespace switchyard::cuda;
 
 constexpr int kThreads = 256;
 
-// Block (chunk, token): kThreads * Width columns of one row.
+// Block (token, chunk): kThreads * Width columns of one row.
 template <typename T, typename O, ActivationKind Kind, bool Gated, int Width>
 __global__ void ActivationKernel(const T* x, int64_t x_stride, O* out,
                                  int64_t out_stride, int64_t width) {
   GridTrigger();
   GridWait();
-  const int64_t column = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * Width;
+  const int64_t column = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * Width;
   if (column >= width) return;
-  const T* row = x + blockIdx.y * x_stride + column;
+  const T* row = x + blockIdx.x * x_stride + column;
   float gate[Width], up[Width];
   Load<Width>(row, gate);
   if constexpr (Gated) Load<Width>(row + width, up);
@@ -26,7 +26,7 @@ __global__ void ActivationKernel(const T* x, int64_t x_stride, O* out,
     gate[i] = Activate<Kind>(gate[i]);
     if constexpr (Gated) gate[i] *= up[i];
   }
-  Store<Width>(out + blockIdx.y * out_stride + column, gate);
+  Store<Width>(out + blockIdx.x * out_stride + column, gate);
 }
 
 template <typename F>
@@ -66,7 +66,7 @@ absl::Status ActivationCuda(const OpContext& context,
           constexpr int kWidth = decltype(lanes)::value;
           constexpr ActivationKind kKind = decltype(kind)::value;
           const LaunchShape shape{
-              dim3(CeilDiv(width, kThreads * kWidth), args.out.rows), kThreads};
+              dim3(args.out.rows, CeilDiv(width, kThreads * kWidth)), kThreads};
           const auto kernel =
               args.gated ? ActivationKernel<T, O, kKind, true, kWidth>
                          : ActivationKernel<T, O, kKind, false, kWidth>;

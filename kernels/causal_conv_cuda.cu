@@ -113,7 +113,7 @@ struct Taps {
   }
 };
 
-// Block (chunk of channels, decoding sequence). The state is that of an earlier
+// Block (decoding sequence, chunk of channels). The state is that of an earlier
 // step and written by no other kernel of this one, so it is loaded before
 // GridWait.
 template <typename T, int K, int Width>
@@ -121,9 +121,9 @@ __global__ void __launch_bounds__(kThreads)
     StepKernel(const ConvParams p, MatrixView x, MatrixView out) {
   GridTrigger();
   const int64_t channel =
-      (int64_t{blockIdx.x} * kThreads + threadIdx.x) * Width;
+      (int64_t{blockIdx.y} * kThreads + threadIdx.x) * Width;
   const bool inside = channel < p.end_channel;
-  const int32_t seq = blockIdx.y;
+  const int32_t seq = blockIdx.x;
   float* state = StateOf(p, seq);
   Taps<K, Width> taps;
   if (inside) {
@@ -233,7 +233,7 @@ absl::Status Run(const OpContext& context, const CausalConvArgs& args) {
   if (batch.num_decodes > 0) {
     SY_RETURN_IF_ERROR(
         Launch(context, "CausalConv (step)", StepKernel<T, K, Width>,
-               {dim3(chunks(), batch.num_decodes), dim3(kThreads)}, params,
+               {dim3(batch.num_decodes, chunks()), dim3(kThreads)}, params,
                args.x, args.out));
   }
   if (batch.num_decodes == batch.num_seqs) return absl::OkStatus();

@@ -8,7 +8,7 @@ using namespace switchyard::cuda;
 
 constexpr int kThreads = 256;
 
-// Block (chunk, token): kThreads * Width columns of one row.
+// Block (token, chunk): kThreads * Width columns of one row.
 template <typename T, int Width>
 __global__ void EmbeddingKernel(const int32_t* token_ids, const T* table,
                                 int64_t table_stride, int32_t vocab_begin,
@@ -16,8 +16,8 @@ __global__ void EmbeddingKernel(const int32_t* token_ids, const T* table,
                                 int64_t out_stride, int64_t hidden) {
   GridTrigger();
   GridWait();
-  const int64_t token = blockIdx.y;
-  const int64_t column = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * Width;
+  const int64_t token = blockIdx.x;
+  const int64_t column = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * Width;
   if (column >= hidden) return;
   const int64_t row = int64_t{token_ids[token]} - vocab_begin;
   float x[Width] = {};
@@ -33,7 +33,7 @@ absl::Status Run(const OpContext& context, const EmbeddingArgs& args) {
                        AlignedTo(args.table, 16) && AlignedTo(args.out, 16);
   return DispatchWidth<kWide>(aligned, [&](auto width) {
     constexpr int kWidth = decltype(width)::value;
-    const dim3 grid(CeilDiv(args.out.cols, kThreads * kWidth), args.out.rows);
+    const dim3 grid(args.out.rows, CeilDiv(args.out.cols, kThreads * kWidth));
     return Launch(
         context, "Embedding", EmbeddingKernel<T, kWidth>, {grid, kThreads},
         args.token_ids, static_cast<const T*>(args.table.data),

@@ -90,14 +90,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Block (chunk of columns, row).
+// Block (row, chunk of columns).
 template <typename T, typename C>
 __global__ void AppendKernel(const GeneralParams p, MatrixView k, MatrixView v,
                              int32_t ring_positions) {
   GridTrigger();
   GridWait();
-  const int32_t row = p.token_offsets[p.first_seq] + blockIdx.y;
-  const int32_t column = blockIdx.x * blockDim.x + threadIdx.x;
+  const int32_t row = p.token_offsets[p.first_seq] + blockIdx.x;
+  const int32_t column = blockIdx.y * blockDim.x + threadIdx.x;
   if (column >= p.num_kv_heads * p.head_size) return;
   const int32_t seq = SeqOfRow(p.token_offsets, p.first_seq, p.num_seqs, row);
   const int32_t position = p.context_lens[seq] + row - p.token_offsets[seq];
@@ -185,7 +185,7 @@ absl::Status AppendNew(const OpContext& context, const PagedAttentionArgs& args,
     return Launch(context, "PagedAttention (append)",
                   AppendKernel<typename decltype(tag)::type,
                                typename decltype(cache_tag)::type>,
-                  {dim3(CeilDiv(columns, 256), num_rows), dim3(256)},
+                  {dim3(num_rows, CeilDiv(columns, 256)), dim3(256)},
                   MakeParams(args, first_seq), args.k, args.v,
                   args.blocks.ring_blocks * args.blocks.block_size);
   });

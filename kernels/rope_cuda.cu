@@ -8,8 +8,8 @@ using namespace switchyard::cuda;
 
 constexpr int kThreads = 256;
 
-// One thread rotates Width pairs of one head of one token. Block (chunk,
-// token).
+// One thread rotates Width pairs of one head of one token. Block (token,
+// chunk).
 template <typename T, int Width>
 __global__ void RopeKernel(T* x, int64_t x_stride, int32_t num_heads,
                            int32_t half, const int32_t* positions,
@@ -17,11 +17,11 @@ __global__ void RopeKernel(T* x, int64_t x_stride, int32_t num_heads,
   GridTrigger();
   GridWait();
   const int32_t per_head = half / Width;
-  const int32_t item = blockIdx.x * kThreads + threadIdx.x;
+  const int32_t item = blockIdx.y * kThreads + threadIdx.x;
   if (item >= num_heads * per_head) return;
   const int32_t head = item / per_head, i = item % per_head * Width;
-  const float* angles = table + int64_t{positions[blockIdx.y]} * 2 * half + i;
-  T* row = x + blockIdx.y * x_stride + int64_t{head} * 2 * half + i;
+  const float* angles = table + int64_t{positions[blockIdx.x]} * 2 * half + i;
+  T* row = x + blockIdx.x * x_stride + int64_t{head} * 2 * half + i;
   float cosine[Width], sine[Width], first[Width], second[Width];
   Load<Width>(angles, cosine);
   Load<Width>(angles + half, sine);
@@ -49,8 +49,8 @@ absl::Status RopeCuda(const OpContext& context, const RopeArgs& args) {
           constexpr int kWidth = decltype(width)::value;
           const int32_t num_heads =
               static_cast<int32_t>(args.x.cols / args.head_size);
-          const dim3 grid(CeilDiv(num_heads * (half / kWidth), kThreads),
-                          args.x.rows);
+          const dim3 grid(args.x.rows,
+                          CeilDiv(num_heads * (half / kWidth), kThreads));
           return Launch(context, "Rope", RopeKernel<T, kWidth>,
                         {grid, kThreads}, static_cast<T*>(args.x.data),
                         args.x.row_stride, num_heads, half, args.positions,

@@ -45,11 +45,11 @@ struct TokenInputs {
 };
 
 // Lanes (a power of two) adjacent lanes hold one channel's state, four elements
-// each. Block (chunk of channels, sequence).
+// each. Block (sequence, chunk of channels).
 template <typename T, int Lanes>
 __global__ void __launch_bounds__(kThreads) ScanKernel(const ScanParams p) {
   GridTrigger();
-  const int32_t item = blockIdx.x * kThreads + threadIdx.x;
+  const int32_t item = blockIdx.y * kThreads + threadIdx.x;
   // Surplus threads repeat the last channel, for the shuffles, and write
   // nothing.
   const bool inside = item / Lanes < p.d_inner;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) ScanKernel(const ScanParams p) {
                : 0.0f;
   const float skip = p.d[channel];
   GridWait();
-  const int32_t seq = blockIdx.y;
+  const int32_t seq = blockIdx.x;
   float* state =
       reinterpret_cast<float*>(p.state.arena +
                                int64_t{p.state.ids[seq]} * kCacheUnitBytes +
@@ -115,7 +115,7 @@ absl::Status DispatchLanes(const OpContext& context, const ScanParams& params,
       return DispatchLanes<T, Lanes * 2>(context, params, num_seqs);
     return Launch(
         context, "SelectiveScan", ScanKernel<T, Lanes>,
-        {dim3(CeilDiv(int64_t{params.d_inner} * Lanes, kThreads), num_seqs),
+        {dim3(num_seqs, CeilDiv(int64_t{params.d_inner} * Lanes, kThreads)),
          dim3(kThreads)},
         params);
   }

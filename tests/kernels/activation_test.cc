@@ -33,6 +33,20 @@ constexpr ActivationKind kKinds[] = {
     ActivationKind::kGelu,     ActivationKind::kGeluTanh,
     ActivationKind::kRelu,     ActivationKind::kSquaredRelu};
 
+TEST_P(ActivationTest, TakesMoreRowsThanAGridIsHigh) {
+  constexpr int64_t kRows = 70000;
+  const HostMatrix x = RandomMatrix(kRows, 8, activation(), 4);
+  ActivationArgs args;
+  args.kind = ActivationKind::kRelu;
+  args.x = Upload(x);
+  args.out = Poisoned(kRows, 8, activation());
+  SY_ASSERT_OK(Activation(context(), args));
+  std::vector<double> expected;
+  for (float value : x.values)
+    expected.push_back(Expected(ActivationKind::kRelu, value));
+  ExpectNear(Download(args.out), expected, 1e-6, "70000 rows");
+}
+
 TEST_P(ActivationTest, MatchesItsFormula) {
   for (ActivationKind kind : kKinds) {
     for (int64_t width : {1, 7, 160, 513}) {

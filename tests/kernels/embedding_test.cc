@@ -43,6 +43,23 @@ TEST_P(EmbeddingTest, ShardsSumToTheTable) {
   }
 }
 
+TEST_P(EmbeddingTest, TakesMoreTokensThanAGridIsHigh) {
+  constexpr int32_t kTokens = 70000, kVocab = 50;
+  const HostMatrix table = RandomMatrix(kVocab, 8, DType::kF32);
+  std::vector<int32_t> ids(kTokens);
+  std::vector<double> expected;
+  for (int32_t& id : ids) {
+    id = RandomInt(0, kVocab - 1);
+    for (int64_t c = 0; c < 8; ++c) expected.push_back(table.at(id, c));
+  }
+  EmbeddingArgs args;
+  args.token_ids = UploadArray(ids);
+  args.table = Upload(table);
+  args.out = Poisoned(kTokens, 8, DType::kF32);
+  SY_ASSERT_OK(Embedding(context(), args));
+  ExpectNear(Download(args.out), expected, 0, "70000 tokens");
+}
+
 TEST_P(EmbeddingTest, RejectsATableOfAnotherWidth) {
   EmbeddingArgs args;
   args.token_ids = UploadArray(std::vector<int32_t>{0});

@@ -30,6 +30,27 @@ TEST(RopeTableTest, RoundsFrequenciesToBf16WhenAsked) {
   EXPECT_FLOAT_EQ(table[999 * 4 + 3], std::sin(999 * 0.10009765625));
 }
 
+// Position 0 leaves every row as it is; a row beyond the others is at 1.
+TEST_P(RopeTest, TakesMoreRowsThanAGridIsHigh) {
+  constexpr int64_t kTokens = 70000;
+  const HostMatrix x = RandomMatrix(kTokens, 2, activation());
+  std::vector<int32_t> positions(kTokens);
+  positions.back() = 1;
+  RopeArgs args;
+  args.x = Upload(x);
+  args.head_size = 2;
+  args.positions = UploadArray(positions);
+  args.table = UploadArray(MakeRopeTable(2, 2, 100.0));
+  args.num_positions = 2;
+  SY_ASSERT_OK(Rope(context(), args));
+  std::vector<double> expected(x.values.begin(), x.values.end());
+  double* last = &expected[2 * (kTokens - 1)];
+  const double a = last[0], b = last[1];
+  last[0] = a * std::cos(1.0) - b * std::sin(1.0);
+  last[1] = b * std::cos(1.0) + a * std::sin(1.0);
+  ExpectNear(Download(args.x), expected, 2e-6, "70000 tokens");
+}
+
 TEST_P(RopeTest, RotatesHalves) {
   for (int32_t head_size : {2, 16, 64, 128, 256}) {
     constexpr int64_t kTokens = 11, kHeads = 3, kPositions = 500;
