@@ -21,7 +21,8 @@ constexpr int kWeightParts = 3;  // of 12 bits: no sum of a slice overflows
 
 // An order of all entries in one number: the larger logit, then the lower id.
 __device__ __forceinline__ uint64_t RankKey(float logit, uint32_t id) {
-  const uint32_t bits = __float_as_uint(logit);
+  // The zeros are equal: -0 + 0 is 0.
+  const uint32_t bits = __float_as_uint(__fadd_rn(logit, 0.0f));
   const uint32_t ordered =
       bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
   return uint64_t{ordered} << 32 | static_cast<uint32_t>(~id);

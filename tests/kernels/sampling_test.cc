@@ -231,6 +231,15 @@ TEST_P(SamplingTest, TiesGoToTheLowerId) {
   top_p.top_p = 0.009f;  // one of a hundred suffices
   EXPECT_EQ(Run(equal_logits(3), {greedy, top_k, top_p}),
             (std::vector<int32_t>{0, 0, 0}));
+  // The two zeros are equal, too.
+  HostMatrix zeros{3, kVocab, DType::kF32,
+                   std::vector<float>(3 * kVocab, -1.0f)};
+  for (int64_t row = 0; row < 3; ++row) {
+    zeros.at(row, 30) = -0.0f;
+    zeros.at(row, 50) = 0.0f;
+  }
+  EXPECT_EQ(Run(zeros, {greedy, top_k, top_p}),
+            (std::vector<int32_t>{30, 30, 30}));
   // Exactly three of a hundred equals.
   top_k.top_k = 3;
   top_p.top_p = 0.0299f;
