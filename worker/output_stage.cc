@@ -278,7 +278,8 @@ void OutputStage::PackPadded(StepOutput& output, int32_t num_rows,
     sample_of_row[output.samples[i].row] = static_cast<int32_t>(i);
   }
   output.num_logprob_rows = options_.reports && logprobs ? num_rows : 0;
-  output.sample_logprobs.num_top = kMaxTopLogprobs;
+  output.sample_logprobs.num_top =
+      std::min(kMaxTopLogprobs, options_.vocab_size);
   PackRows(output, sample_of_row, num_biases, buffer);
 }
 
