@@ -67,6 +67,7 @@ absl::Status Executor::Launch(const v1::StepPlan& plan) {
   output_->Begin(step.output);
   step.graph = false;
   step.record_time = absl::ZeroDuration();
+  step.after_warming = std::exchange(warmed_, false);
   SY_RETURN_IF_ERROR(Finish(plan));
   SY_RETURN_IF_ERROR(LearnPlacements(plan));
   SY_RETURN_IF_ERROR(Start(plan));
@@ -116,7 +117,8 @@ absl::StatusOr<v1::StepResult> Executor::Collect() {
   SY_ASSIGN_OR_RETURN(const absl::Duration run,
                       marks(number).end->Since(*marks(number).begin));
   result.set_device_ms(absl::ToDoubleMilliseconds(run));
-  if (number > 0) {
+  // Between the two the device may have run what warms it up.
+  if (number > 0 && !step.after_warming) {
     SY_ASSIGN_OR_RETURN(const absl::Duration idle,
                         marks(number).begin->Since(*marks(number - 1).end));
     result.set_device_idle_ms(absl::ToDoubleMilliseconds(idle));

@@ -72,9 +72,9 @@ class Executor final : public StepExecutor {
   absl::Status CommitPlacement(uint64_t epoch) override;
   absl::Status AbortPlacement(uint64_t epoch) override;
 
-  // For benchmarks, and out of reach of a plan: the second sequence, of the same
-  // placement and first tokens, gets a copy of what the first has cached, as
-  // if it had computed it. InvalidArgument, also when it lacks the cache for
+  // For benchmarks, and out of reach of a plan: the second sequence, of the
+  // same placement and first tokens, gets a copy of what the first has cached,
+  // as if it had computed it. InvalidArgument, also when it lacks the cache for
   // them. REQUIRES: no step is under way.
   absl::Status CopyCache(uint64_t from_id, uint64_t to_id);
 
@@ -105,6 +105,8 @@ class Executor final : public StepExecutor {
   struct Step {
     StepOutput output;
     bool graph = false;
+    bool after_warming =
+        false;  // work of Warm lies between it and the last one
     absl::Duration record_time;
     absl::Duration collective_time;
   };
@@ -177,6 +179,7 @@ class Executor final : public StepExecutor {
   GraphCache<GraphKey, bool> seen_;
   int64_t graphs_generation_ = 0;   // of the step buffer they read
   std::vector<GraphPlan> to_warm_;  // the next one last
+  bool warmed_ = false;             // since the last launch
 
   std::map<uint32_t, Placement> placements_;      // by id
   std::map<uint64_t, WorkerSequence> sequences_;  // by id

@@ -153,6 +153,7 @@ absl::StatusOr<bool> Executor::Warm() {
     // marks and arrays come after it in the stream.
     Step& step = this->step(num_launched_);
     output_->Begin(step.output);
+    warmed_ = true;
     SY_RETURN_IF_ERROR(RunPadded({}, shape, step));
     // The host's side of its arrays is the one that the next step will turn
     // from, so the step after that may not be packed before the copy is done.
