@@ -1,6 +1,5 @@
 // Steps as recorded graphs, in an Executor.
 #include <algorithm>
-#include <cstdio>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -8,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
+#include "log/log.h"
 #include "worker/executor.h"
 
 namespace switchyard {
@@ -113,13 +113,12 @@ absl::Status Executor::RunPadded(const std::vector<Work>& batch,
   graphs_.Insert(key, {*std::move(graph), packed_bytes},
                  num_nodes * kBytesPerNode);
   step.record_time = absl::Now() - start;
-  std::fprintf(
-      stderr,
-      "switchyard worker: recorded a graph of %d rows, %zu placements: "
-      "%lld launches, %.1f ms; %lld graphs\n",
-      key.num_rows(), key.groups.size(), static_cast<long long>(num_nodes),
-      absl::ToDoubleMilliseconds(step.record_time),
-      static_cast<long long>(graphs_.size()));
+  Log(LogLevel::kInfo, "recorded a graph",
+      {{"rows", key.num_rows()},
+       {"placements", key.groups.size()},
+       {"launches", num_nodes},
+       {"seconds", absl::ToDoubleSeconds(step.record_time)},
+       {"graphs", graphs_.size()}});
   return absl::OkStatus();
 }
 
