@@ -16,10 +16,7 @@
 namespace switchyard {
 namespace {
 
-// A graph of a few hundred launches takes one or two megabytes; these bounds
-// are far above what a few placements need.
-constexpr GraphCacheLimits kGraphCacheLimits = {
-    /*max_graphs=*/128, /*max_bytes=*/int64_t{1} << 30};
+constexpr int64_t kMaxGraphs = 128;  // far more than a few placements need
 
 absl::Status BadSequence(uint64_t sequence_id, absl::string_view problem) {
   return absl::InvalidArgumentError(
@@ -35,12 +32,14 @@ absl::Status Annotate(const absl::Status& status, absl::string_view context) {
 
 }  // namespace
 
-Executor::Executor(std::unique_ptr<Device> device)
+Executor::Executor(std::unique_ptr<Device> device,
+                   std::unique_ptr<StepDevice> step_device)
     : device_(std::move(device)),
-      step_device_(MakeStepDevice(device_.get())),
+      step_device_(step_device != nullptr ? std::move(step_device)
+                                          : MakeStepDevice(device_.get())),
       step_buffer_(device_.get()),
-      graphs_(kGraphCacheLimits),
-      seen_(kGraphCacheLimits) {}
+      graphs_({kMaxGraphs, kMaxGraphBytes}),
+      seen_({kMaxGraphs, kMaxGraphBytes}) {}
 
 Executor::~Executor() {
   // Memory that the device still works on must not be freed. What went wrong

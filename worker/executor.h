@@ -55,7 +55,9 @@ namespace switchyard {
 
 class Executor final : public StepExecutor {
  public:
-  explicit Executor(std::unique_ptr<Device> device);
+  // Null for `step_device`: the device's own. Tests give another.
+  explicit Executor(std::unique_ptr<Device> device,
+                    std::unique_ptr<StepDevice> step_device = nullptr);
   ~Executor() override;
 
   absl::StatusOr<v1::ConfigureResponse> Load(
@@ -141,6 +143,10 @@ class Executor final : public StepExecutor {
   // `batch` may be empty: all of it is padding then.
   absl::Status RunPadded(const std::vector<Work>& batch, const GraphPlan& plan,
                          Step& step);
+  // After a step that could not be recorded, but has been launched: a device
+  // without memory for its graph goes on without any, anything else is an
+  // error.
+  absl::Status GiveUpGraphs(const GraphKey& key, const absl::Status& why);
   // Lists the graphs that batches of this placement are likely to need first.
   void PlanWarming(const Placement& placement);
   BatchEntry EntryOf(const Work& work) const;
@@ -150,6 +156,10 @@ class Executor final : public StepExecutor {
   absl::Status Upload();
   Marks& marks(uint64_t step_number) { return marks_[step_number % kNumMarks]; }
   Step& step(uint64_t step_number) { return steps_[step_number % kMaxSteps]; }
+
+  // Of recorded graphs, at most, by an estimate: what a hundred graphs of six
+  // hundred launches take. Kept free beside the cache where there are graphs.
+  static constexpr int64_t kMaxGraphBytes = int64_t{128} << 20;
 
   // The marks of a step and of the one before it outlive the launches of those
   // that may follow before it is collected.

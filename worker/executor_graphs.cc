@@ -104,11 +104,7 @@ absl::Status Executor::RunPadded(const std::vector<Work>& batch,
   const absl::Time start = absl::Now();
   absl::StatusOr<std::unique_ptr<StepGraph>> graph = step_device_->Record(
       [&] { return RunOnDevice(packer, step.output).status(); });
-  if (!graph.ok()) {
-    return absl::Status(graph.status().code(),
-                        absl::StrCat("recording a graph of ", key.num_rows(),
-                                     " rows: ", graph.status().message()));
-  }
+  if (!graph.ok()) return GiveUpGraphs(key, graph.status());
   const int64_t num_nodes = (*graph)->num_nodes();
   graphs_.Insert(key, {*std::move(graph), packed_bytes},
                  num_nodes * kBytesPerNode);
@@ -119,6 +115,28 @@ absl::Status Executor::RunPadded(const std::vector<Work>& batch,
        {"launches", num_nodes},
        {"seconds", absl::ToDoubleSeconds(step.record_time)},
        {"graphs", graphs_.size()}});
+  return absl::OkStatus();
+}
+
+absl::Status Executor::GiveUpGraphs(const GraphKey& key,
+                                    const absl::Status& why) {
+  // Ranks of a group cannot part ways here: NCCL wants an operation to be in a
+  // graph on all of them or on none.
+  if (!absl::IsResourceExhausted(why) || group_->world_size() > 1) {
+    return absl::Status(why.code(),
+                        absl::StrCat("recording a graph of ", key.num_rows(),
+                                     " rows: ", why.message()));
+  }
+  Log(LogLevel::kWarning,
+      "no memory for another graph: goes on without graphs, slower",
+      {{"rows", key.num_rows()},
+       {"placements", key.groups.size()},
+       {"graphs", graphs_.size()},
+       {"why", why.message()}});
+  graphs_enabled_ = false;
+  graphs_.Clear();
+  seen_.Clear();
+  to_warm_.clear();
   return absl::OkStatus();
 }
 

@@ -16,7 +16,7 @@
 namespace switchyard {
 namespace {
 
-// What the device keeps free beside weights, workspace and arena.
+// What the device keeps free beside weights, workspace, arena and graphs.
 constexpr int64_t kReserveBytes = int64_t{256} << 20;
 // Enough for the arrays of most steps: 64 sequences of 8192 positions in blocks
 // of 16, in 48 layers, take 6 MiB.
@@ -95,8 +95,10 @@ absl::StatusOr<v1::ConfigureResponse> Executor::Load(
   v1::ConfigureResponse response;
   response.set_device(device_->name());
   response.set_weights_bytes(model_->weights_bytes());
+  const int64_t reserve_bytes =
+      kReserveBytes + (graphs_enabled_ ? kMaxGraphBytes : 0);
   const int64_t available_bytes = std::max<int64_t>(
-      0, free_bytes - kReserveBytes - CacheStore::PaddingBytes(*cache_spec_));
+      0, free_bytes - reserve_bytes - CacheStore::PaddingBytes(*cache_spec_));
   response.set_available_cache_bytes(available_bytes);
   response.set_workspace_bytes(workspace_.bytes());
   response.set_default_cache_bytes(

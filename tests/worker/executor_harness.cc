@@ -45,7 +45,12 @@ absl::StatusOr<std::unique_ptr<ExecutorHarness>> ExecutorHarness::Create(
     request.set_rank(rank);
     SY_ASSIGN_OR_RETURN(std::unique_ptr<Device> device,
                         MakeDevice(options.device, 1));
-    auto executor = std::make_unique<Executor>(std::move(device));
+    std::unique_ptr<StepDevice> step_device;
+    if (options.make_step_device) {
+      step_device = options.make_step_device(device.get());
+    }
+    auto executor =
+        std::make_unique<Executor>(std::move(device), std::move(step_device));
     SY_ASSIGN_OR_RETURN(
         const v1::ConfigureResponse response,
         executor->Load(request, *harness->collectives_[rank], progress));

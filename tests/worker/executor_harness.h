@@ -13,12 +13,14 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/device.h"
 #include "model/cache_spec.h"
 #include "model/config.h"
 #include "model/placement.h"
 #include "switchyard/v1/worker.pb.h"
 #include "worker/collective.h"
 #include "worker/executor.h"
+#include "worker/step_device.h"
 
 namespace switchyard {
 
@@ -34,6 +36,8 @@ struct HarnessOptions {
   std::string dtype = "auto";
   bool enable_graphs = false;
   bool batch_invariant = false;
+  // Of each executor's device; empty: the device's own.
+  std::function<std::unique_ptr<StepDevice>(Device*)> make_step_device;
   // Generate keeps two steps under way, and runs sequences until their last
   // token has arrived, as a coordinator that waits for stop tokens does.
   bool overlapped = false;

@@ -1,14 +1,19 @@
 #include "worker/executor.h"
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/device.h"
 #include "tests/worker/executor_harness.h"
+#include "worker/step_device.h"
 
 namespace switchyard {
 namespace {
@@ -92,6 +97,101 @@ TEST(ExecutorTest, MixedPlacementsEqualSoloRuns) {
     }
     EXPECT_EQ(harness->executor(0).num_cache_units_held(), 0);
   }
+}
+
+// The CPU's, but it claims to record graphs, and never can.
+class GraphlessStepDevice final : public StepDevice {
+ public:
+  GraphlessStepDevice(Device* device, absl::Status why, int* num_tries)
+      : own_(MakeStepDevice(device)), why_(std::move(why)), tries_(num_tries) {}
+
+  absl::StatusOr<std::unique_ptr<StreamMark>> MakeMark() override {
+    return own_->MakeMark();
+  }
+  bool has_graphs() const override { return true; }
+  absl::StatusOr<std::unique_ptr<StepGraph>> Record(
+      absl::FunctionRef<absl::Status()>) override {
+    ++*tries_;
+    return why_;
+  }
+  absl::Status FetchTokens(const FetchTokensArgs& args) override {
+    return own_->FetchTokens(args);
+  }
+  absl::Status StoreTokens(const StoreTokensArgs& args) override {
+    return own_->StoreTokens(args);
+  }
+
+ private:
+  const std::unique_ptr<StepDevice> own_;
+  const absl::Status why_;
+  int* const tries_;
+};
+
+// The padded step that could not be recorded counts, and no other is padded.
+TEST(ExecutorTest, WithoutMemoryForAGraphStepsGoOn) {
+  std::vector<HarnessRequest> requests = MixedRequests();
+  requests.resize(3);
+  const auto want = Harness(kStochasticDir)->Generate(requests);
+  ASSERT_TRUE(want.ok()) << want.status();
+
+  HarnessOptions options;
+  options.model_dir = kStochasticDir;
+  options.enable_graphs = true;
+  int num_tries = 0;
+  const auto create = [&](const absl::Status& why) {
+    options.make_step_device = [&num_tries, why](Device* device) {
+      return std::make_unique<GraphlessStepDevice>(device, why, &num_tries);
+    };
+    return ExecutorHarness::Create(options).value();
+  };
+  const auto harness = create(absl::ResourceExhaustedError("out of memory"));
+  for (int round = 0; round < 2; ++round) {
+    const auto got = harness->Generate(requests);
+    ASSERT_TRUE(got.ok()) << got.status();
+    for (size_t i = 0; i < requests.size(); ++i) {
+      ExpectSame((*got)[i], (*want)[i], "request " + std::to_string(i));
+    }
+  }
+  EXPECT_EQ(num_tries, 1);
+  Executor& executor = harness->executor(0);
+  EXPECT_EQ(executor.num_graphs(), 0);
+  ASSERT_TRUE(executor.PreparePlacement(2, {"mamba", "gdn", "kda"}).ok());
+  EXPECT_FALSE(executor.Warm().value());
+  EXPECT_EQ(num_tries, 1);
+
+  const auto got =
+      create(absl::InternalError("a broken device"))->Generate(requests);
+  EXPECT_EQ(got.status().code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(got.status().message()),
+              HasSubstr("rows: a broken device"));
+}
+
+// Memory runs out in the middle of warming up.
+TEST(ExecutorTest, WithoutMemoryForAGraphWarmingEnds) {
+  HarnessOptions options;
+  options.model_dir = kStochasticDir;
+  options.enable_graphs = true;
+  int num_tries = 0;
+  options.make_step_device = [&num_tries](Device* device) {
+    return std::make_unique<GraphlessStepDevice>(
+        device, absl::ResourceExhaustedError("out of memory"), &num_tries);
+  };
+  const auto harness = ExecutorHarness::Create(options).value();
+  Executor& executor = harness->executor(0);
+  v1::StepPlan plan;
+  for (int32_t i = 0; i < 4; ++i) {
+    HarnessRequest request;
+    request.prompt = Prompt(5, i);
+    const uint64_t id = harness->Start(plan, request);
+    harness->Add(plan, id, harness->num_left(id));
+  }
+  ASSERT_TRUE(harness->Execute(plan).ok());
+  ASSERT_TRUE(executor.PreparePlacement(2, {"mamba", "gdn", "kda"}).ok());
+  const auto more = executor.Warm();
+  ASSERT_TRUE(more.ok()) << more.status();
+  EXPECT_FALSE(*more);
+  EXPECT_EQ(num_tries, 1);
+  EXPECT_EQ(executor.num_graphs(), 0);
 }
 
 // The next step is launched before a step's tokens are known here.
