@@ -138,10 +138,11 @@ __global__ void AddBiasKernel(const float* x, const float* bias, O* out,
                               int64_t out_stride, int64_t cols) {
   GridTrigger();
   GridWait();
-  const int64_t column = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t row = blockIdx.x;
+  const int64_t column = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   if (column < cols)
-    out[blockIdx.y * out_stride + column] =
-        FromFloat<O>(x[blockIdx.y * cols + column] + bias[column]);
+    out[row * out_stride + column] =
+        FromFloat<O>(x[row * cols + column] + bias[column]);
 }
 
 // The product in fp32 scratch, then the bias: rounded once, whatever out is.
@@ -156,7 +157,7 @@ absl::Status RunBlasWithBias(const OpContext& context, const MatmulArgs& args) {
   return DispatchActivation(args.out.dtype, "Matmul", [&](auto tag) {
     using O = typename decltype(tag)::type;
     return Launch(context, "Matmul (bias)", AddBiasKernel<O>,
-                  {dim3(CeilDiv(args.out.cols, 256), args.out.rows), dim3(256)},
+                  {dim3(args.out.rows, CeilDiv(args.out.cols, 256)), dim3(256)},
                   static_cast<const float*>(product.data), args.bias,
                   static_cast<O*>(args.out.data), args.out.row_stride,
                   args.out.cols);
