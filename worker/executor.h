@@ -126,9 +126,6 @@ class Executor final : public StepExecutor {
                          LoadProgress& progress);
   absl::Status AllocateWorkspace();
   absl::Status MakeSteps();
-  // Runs each collective operation once: the memory that NCCL takes at their
-  // first use is then known to be taken.
-  absl::Status SetUpCollective();
 
   // The parts of a plan, in the order in which they apply.
   absl::Status Finish(const v1::StepPlan& plan);

@@ -21,9 +21,6 @@ constexpr int64_t kReserveBytes = int64_t{256} << 20;
 // Enough for the arrays of most steps: 64 sequences of 8192 positions in blocks
 // of 16, in 48 layers, take 6 MiB.
 constexpr int64_t kStepBufferBytes = int64_t{8} << 20;
-// Longer than any message that does not go to NCCL (PeerMessageLimit).
-constexpr int64_t kLongMessageBytes = int64_t{16} << 20;
-constexpr int64_t kGatheredBytes = int64_t{1} << 20;  // of each rank
 // What a rank on a CPU takes for its cache unasked, at most.
 constexpr int64_t kDefaultCpuCacheBytes = int64_t{2} << 30;
 
@@ -89,7 +86,6 @@ absl::StatusOr<v1::ConfigureResponse> Executor::Load(
       output_, OutputStage::Create(device_.get(), step_device_.get(), output));
   SY_RETURN_IF_ERROR(AllocateWorkspace());
   SY_RETURN_IF_ERROR(MakeSteps());
-  SY_RETURN_IF_ERROR(SetUpCollective());
 
   SY_ASSIGN_OR_RETURN(const int64_t free_bytes, device_->FreeBytes());
   v1::ConfigureResponse response;
@@ -176,26 +172,6 @@ absl::Status Executor::AllocateWorkspace() {
   SY_ASSIGN_OR_RETURN(workspace_buffer_, device_->Allocate(bytes));
   workspace_ = Workspace(workspace_buffer_.get(), bytes);
   return absl::OkStatus();
-}
-
-absl::Status Executor::SetUpCollective() {
-  const int world_size = collective_->world_size();
-  if (world_size == 1 || device_->type() == DeviceType::kCpu) {
-    return absl::OkStatus();
-  }
-  // What is added up is of no interest, but zeros stay zeros.
-  workspace_.Reset();
-  std::byte* const message = workspace_.Allocate(kLongMessageBytes);
-  SY_RETURN_IF_ERROR(device_->Fill(message, 0, kLongMessageBytes));
-  SY_RETURN_IF_ERROR(collective_->AllReduceSum(message, kLongMessageBytes / 4,
-                                               CollectiveType::kFloat32,
-                                               device_->stream()));
-  std::byte* const all = workspace_.Allocate(world_size * kGatheredBytes);
-  SY_RETURN_IF_ERROR(collective_->AllGather(message, all, kGatheredBytes / 4,
-                                            CollectiveType::kFloat32,
-                                            device_->stream()));
-  SY_RETURN_IF_ERROR(device_->Synchronize());
-  return collective_->health();
 }
 
 absl::Status Executor::MakeSteps() {
