@@ -4,6 +4,7 @@
 
 #include "kernels/backends.h"
 #include "tests/bench/kernels/harness.h"
+#include "tests/kernels/reference_activation.h"
 
 namespace switchyard::bench {
 namespace {
@@ -159,7 +160,7 @@ void CheckActivation(Harness* h, ActivationKind kind, bool gated, int64_t width,
   std::vector<double> reference;
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t c = 0; c < width; ++c)
-      reference.push_back(Activate(kind, x.at(t, c)) *
+      reference.push_back(ReferenceActivation(kind, x.at(t, c)) *
                           (gated ? x.at(t, width + c) : 1.0));
   }
   h->Check(

@@ -309,23 +309,4 @@ void Harness::Report(const std::string& path) const {
   json << "\n  ]\n}\n";
 }
 
-double Activate(ActivationKind kind, double x) {
-  switch (kind) {
-    case ActivationKind::kIdentity:
-      return x;
-    case ActivationKind::kSilu:
-      return x / (1 + std::exp(-x));
-    case ActivationKind::kGelu:
-      return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-    case ActivationKind::kGeluTanh:
-      return 0.5 * x *
-             (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
-    case ActivationKind::kRelu:
-      return std::max(x, 0.0);
-    case ActivationKind::kSquaredRelu:
-      return std::max(x, 0.0) * std::max(x, 0.0);
-  }
-  return NAN;
-}
-
 }  // namespace switchyard::bench

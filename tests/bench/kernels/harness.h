@@ -129,9 +129,6 @@ class Harness {
   std::vector<TimeRow> times_;
 };
 
-// f(x) of an activation, the reference of every op that has one.
-double Activate(ActivationKind kind, double x);
-
 // One per family of ops: checks, then timings.
 void BenchElementwise(Harness* harness);
 void BenchMatmul(Harness* harness);

@@ -5,6 +5,7 @@
 #include "kernels/backends.h"
 #include "kernels/matmul_cuda.h"
 #include "tests/bench/kernels/harness.h"
+#include "tests/kernels/reference_activation.h"
 
 namespace switchyard::bench {
 namespace {
@@ -79,7 +80,7 @@ void CheckGatedMatmul(Harness* h, int64_t m, int64_t width, int64_t k,
   std::vector<double> reference;
   for (int64_t r = 0; r < m; ++r) {
     for (int64_t c = 0; c < width; ++c)
-      reference.push_back(Activate(kind, sums[r * 2 * width + c]) *
+      reference.push_back(ReferenceActivation(kind, sums[r * 2 * width + c]) *
                           sums[r * 2 * width + width + c]);
   }
   const std::string name =
