@@ -107,8 +107,8 @@ class Executor final : public StepExecutor {
   struct Step {
     StepOutput output;
     bool graph = false;
-    bool after_warming =
-        false;  // work of Warm lies between it and the last one
+    // Work of Warm lies between it and the step before.
+    bool after_warming = false;
     absl::Duration record_time;
     absl::Duration collective_time;
   };
