@@ -1,10 +1,13 @@
 #include "cli/worker.h"
 
 #include <memory>
+#include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/device.h"
 #include "kernels/status.h"
+#include "log/log.h"
 #include "worker/executor.h"
 #include "worker/gloo_collective.h"
 #include "worker/peer_collective.h"
@@ -14,8 +17,13 @@ namespace switchyard {
 namespace {
 
 absl::StatusOr<WorkerBackend> MakeBackend(const WorkerOptions& options) {
+  std::string why_cpu;
+  const std::string spec = DeviceOfRank(options.device, /*rank=*/0,
+                                        /*num_ranks=*/1, &why_cpu);
+  if (!why_cpu.empty())
+    Log(LogLevel::kInfo, absl::StrCat("running on the CPU: ", why_cpu));
   SY_ASSIGN_OR_RETURN(std::unique_ptr<Device> device,
-                      MakeDevice(options.device, options.num_threads));
+                      MakeDevice(spec, options.num_threads));
   WorkerBackend backend;
   backend.make_collective = MakeGlooCollective;
   if (device->type() == DeviceType::kCuda) {
