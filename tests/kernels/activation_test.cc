@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "tests/kernels/device_fixture.h"
-#include "tests/kernels/reference_activation.h"
+#include "tests/bench/kernels/reference_activation.h"
 
 namespace switchyard {
 namespace {

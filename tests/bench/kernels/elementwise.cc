@@ -4,7 +4,7 @@
 
 #include "kernels/backends.h"
 #include "tests/bench/kernels/harness.h"
-#include "tests/kernels/reference_activation.h"
+#include "tests/bench/kernels/reference_activation.h"
 
 namespace switchyard::bench {
 namespace {

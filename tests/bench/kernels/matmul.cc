@@ -5,7 +5,7 @@
 #include "kernels/backends.h"
 #include "kernels/matmul_cuda.h"
 #include "tests/bench/kernels/harness.h"
-#include "tests/kernels/reference_activation.h"
+#include "tests/bench/kernels/reference_activation.h"
 
 namespace switchyard::bench {
 namespace {

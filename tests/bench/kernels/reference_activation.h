@@ -1,7 +1,7 @@
 // The activations in double, by their definitions: what tests and benchmarks
 // compare ops with.
-#ifndef SWITCHYARD_TESTS_KERNELS_REFERENCE_ACTIVATION_H_
-#define SWITCHYARD_TESTS_KERNELS_REFERENCE_ACTIVATION_H_
+#ifndef SWITCHYARD_TESTS_BENCH_KERNELS_REFERENCE_ACTIVATION_H_
+#define SWITCHYARD_TESTS_BENCH_KERNELS_REFERENCE_ACTIVATION_H_
 
 #include <cmath>
 
@@ -30,4 +30,4 @@ inline double ReferenceActivation(ActivationKind kind, double x) {
 
 }  // namespace switchyard
 
-#endif  // SWITCHYARD_TESTS_KERNELS_REFERENCE_ACTIVATION_H_
+#endif  // SWITCHYARD_TESTS_BENCH_KERNELS_REFERENCE_ACTIVATION_H_
