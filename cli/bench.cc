@@ -29,9 +29,9 @@ constexpr Benchmark kBenchmarks[] = {
 };
 
 void PrintHelp(std::FILE* out) {
-  std::fprintf(out, "usage: switchyard bench BENCHMARK [flags]\n\n");
+  std::fprintf(out, "Usage: switchyard bench BENCHMARK [flags]\n\n");
   for (const Benchmark& benchmark : kBenchmarks)
-    std::fprintf(out, "  %-10s %s\n", benchmark.name, benchmark.summary);
+    std::fprintf(out, "  %-11s %s\n", benchmark.name, benchmark.summary);
   std::fprintf(out, "\n`switchyard bench BENCHMARK --help` tells its flags.\n");
 }
 

@@ -295,9 +295,9 @@ int BenchCollective(absl::Span<const std::string> args) {
   options.ranks.world_size = 2;
   FlagSet flags("switchyard bench collective",
                 "Times the all-reduce of tensor-parallel ranks, a process "
-                "each, in runs as long as those of a decode step;\non GPUs "
+                "each, in runs as long as those of a decode step; on GPUs "
                 "inside a CUDA graph. Algorithms are compared in processes of "
-                "their own. Every size is\nchecked with random numbers first: "
+                "their own. Every size is checked with random numbers first: "
                 "exact means the very bits of a sum in rank order.",
                 "[flags]");
   AddRankFlags(&options.ranks, &flags);
@@ -309,7 +309,8 @@ int BenchCollective(absl::Span<const std::string> args) {
              "Tree/Simple, ...; default alone obeys --all-reduce");
   flags.Int("calls", &options.num_calls, 1, 1 << 16, "of a run");
   flags.Int("repeats", &options.num_repeats, 1, 1 << 16, "runs that are timed");
-  flags.Bool("bf16", &options.bf16, "else fp32, as the residual stream is");
+  flags.Bool("bf16", &options.bf16,
+             "sum bf16 instead of fp32, which the residual stream is");
   flags.Bool("graphs", &options.graphs, "record a run as a CUDA graph");
   flags.String("json", &options.json_path, "FILE", "the results as JSON, too");
   if (std::optional<int> exit_code = flags.ParseOrExitCode(args))

@@ -248,9 +248,9 @@ int BenchDecode(absl::Span<const std::string> args) {
   DecodeOptions options;
   FlagSet flags("switchyard bench decode",
                 "Times the steps of batches that generate, through the "
-                "executor of a worker in this process:\nlayers, logits and "
+                "executor of a worker in this process: layers, logits and "
                 "sampling, without gRPC. Beside each the floor: the time in "
-                "which the step's weights, keys,\nvalues and states could be "
+                "which the step's weights, keys, values and states could be "
                 "read (and states written) at the rates measured before.",
                 "(--model DIR | --random-init NAME) [flags]");
   AddModelFlags(&options.model, &flags);

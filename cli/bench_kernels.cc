@@ -27,13 +27,13 @@ int BenchKernels(absl::Span<const std::string> args) {
 #endif
   FlagSet flags("switchyard bench kernels",
                 "Checks every CUDA kernel against a reference in higher "
-                "precision, and times it against the ceilings\nof memory "
+                "precision, and times it against the ceilings of memory "
                 "traffic and matrix products measured in the same run. Exit "
                 "code 1 when a check failed.",
                 "[flags]");
   flags.List("only", &only, "FAMILY,...",
              absl::StrCat("of ", families, " (default: all)"));
-  flags.Bool("times", &times, "else checks only");
+  flags.Bool("times", &times, "time the kernels too, not only check them");
   flags.Int("device", &device, 0, 1023, "the GPU's number");
   flags.String("json", &json_path, "FILE", "the results as JSON, too");
   if (std::optional<int> exit_code = flags.ParseOrExitCode(args))

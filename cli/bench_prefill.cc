@@ -120,7 +120,7 @@ int BenchPrefill(absl::Span<const std::string> args) {
   PrefillOptions options;
   FlagSet flags("switchyard bench prefill",
                 "Times one prompt at a time through the executor of a worker "
-                "in this process, up to its first token,\nand tells its "
+                "in this process, up to its first token, and tells its "
                 "floating-point rate as a share of a large matrix product's.",
                 "(--model DIR | --random-init NAME) [flags]");
   AddModelFlags(&options.model, &flags);

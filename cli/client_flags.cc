@@ -2,19 +2,39 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <utility>
+
 #include "kernels/status.h"
 
 namespace switchyard {
 
-void AddClientFlags(ClientFiles* files, FlagSet* flags) {
-  flags->Section("How to reach the server");
-  flags->String("tls-ca", &files->tls.ca, "FILE",
-                "TLS, with a server whose certificate these CAs sign (PEM)");
+namespace {
+
+constexpr char kSection[] = "How to reach the server";
+
+void AddFileFlags(ClientFiles* files, FlagSet* flags) {
+  flags->String(
+      "tls-ca", &files->tls.ca, "FILE",
+      "use TLS, and trust servers whose certificate these CAs signed (PEM)");
   flags->String("tls-cert", &files->tls.cert, "FILE",
                 "our certificate, where the server asks for one (PEM)");
   flags->String("tls-key", &files->tls.key, "FILE", "its key (PEM)");
   flags->String("token-file", &files->token_file, "FILE",
-                "the bearer token to send is its first line");
+                "its first line is the bearer token to send");
+}
+
+}  // namespace
+
+void AddClientFlags(ClientFiles* files, FlagSet* flags) {
+  flags->Section(kSection);
+  AddFileFlags(files, flags);
+}
+
+void AddTargetFlags(std::string* target, std::string help, ClientFiles* files,
+                    FlagSet* flags) {
+  flags->Section(kSection);
+  flags->String("target", target, "HOST:PORT", std::move(help));
+  AddFileFlags(files, flags);
 }
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Dial(const std::string& target,

@@ -11,8 +11,12 @@
 
 namespace switchyard {
 
-// --tls-ca, --tls-cert, --tls-key and --token-file. `files` is borrowed.
+// --tls-ca, --tls-cert, --tls-key and --token-file, under a heading of their
+// own. `files` is borrowed.
 void AddClientFlags(ClientFiles* files, FlagSet* flags);
+// The same with --target, which names the server, in front. Borrows `target`.
+void AddTargetFlags(std::string* target, std::string help, ClientFiles* files,
+                    FlagSet* flags);
 
 // A channel to `target` (host:port) as `files` say; its first call connects.
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Dial(const std::string& target,

@@ -23,7 +23,8 @@ absl::Span<const Command> Commands() {
        InspectCommand},
       {"prune", "extracts a fixed-placement checkpoint from a supernet",
        PruneCommand},
-      {"bench", "measures", BenchCommand},
+      {"bench", "measures kernels, steps, collectives and whole servers",
+       BenchCommand},
   };
   return kCommands;
 }

@@ -53,7 +53,8 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
   flags->Int("max-message-bytes", &limits->max_message_bytes, 1024, INT32_MAX,
              "of one request on the wire");
   flags->Int("max-prompt-tokens", &options->limits.max_prompt_tokens, 1,
-             INT32_MAX, "(default: what the model's context allows)");
+             INT32_MAX,
+             "of one request (default: what the model's context allows)");
   flags->Int("max-stop-strings", &options->limits.max_stop_strings, 0, 1024,
              "of one request");
   flags->Int("max-stop-string-bytes", &options->limits.max_stop_string_bytes, 1,

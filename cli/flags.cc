@@ -23,13 +23,15 @@ absl::Status Bad(absl::string_view expected) {
   return absl::InvalidArgumentError(expected);
 }
 
-// Appends `text` at the help column, wrapped at word boundaries.
-void AppendWrapped(absl::string_view text, size_t column, std::string* out) {
+// Appends `text`, whose lines begin at column `indent`, wrapped at word
+// boundaries. REQUIRES: the line so far ends at that column.
+void AppendWrapped(absl::string_view text, size_t indent, std::string* out) {
+  size_t column = indent;
   for (absl::string_view word : absl::StrSplit(text, ' ', absl::SkipEmpty())) {
     if (column + 1 + word.size() > kHelpWidth) {
-      absl::StrAppend(out, "\n", std::string(kHelpColumn, ' '));
-      column = kHelpColumn;
-    } else if (column > kHelpColumn) {
+      absl::StrAppend(out, "\n", std::string(indent, ' '));
+      column = indent;
+    } else if (column > indent) {
       out->push_back(' ');
       ++column;
     }
@@ -325,8 +327,8 @@ std::optional<int> FlagSet::ParseOrExitCode(
 }
 
 std::string FlagSet::Help() const {
-  std::string out =
-      absl::StrCat("Usage: ", command_, " ", usage_, "\n\n", summary_, "\n");
+  std::string out = absl::StrCat("Usage: ", command_, " ", usage_, "\n\n");
+  AppendWrapped(summary_, 0, &out);
   if (!operands_.empty()) absl::StrAppend(&out, "\nArguments:\n");
   for (const OperandSpec& operand : operands_) {
     AppendEntry(operand.name, operand.help, &out);
@@ -351,6 +353,8 @@ std::string FlagSet::Help() const {
                      flag.placeholder),
         help, &out);
   }
+  // After a section it would seem to be one of its flags.
+  if (!sections_.empty()) out.push_back('\n');
   AppendEntry("--help", "show this", &out);
   return out;
 }

@@ -1,13 +1,15 @@
 // The command line of one sub-command: a table of flags that parses, explains
 // itself (--help) and refuses what it does not know.
 //
-//   ServeOptions options;                       // defaults live in the struct
-//   FlagSet flags("switchyard serve", "Serves a model.", "--model DIR
-//   [flags]"); flags.String("model", &options.model, "DIR", "the checkpoint",
-//   kRequired); flags.Int("port", &options.port, 0, 65535, "of the client API;
-//   0 picks one"); if (std::optional<int> exit_code =
-//   flags.ParseOrExitCode(args))
-//     return *exit_code;
+//   ServeOptions options;  // defaults live in the struct
+//
+//   FlagSet flags("switchyard serve", "Serves a model.", "--model DIR");
+//
+//   flags.String("model", &options.model, "DIR", "the checkpoint", kRequired);
+//
+//   flags.Int("port", &options.port, 0, 65535, "of the API; 0 picks one");
+//
+//   if (std::optional<int> code = flags.ParseOrExitCode(args)) return *code;
 //
 // Accepted: --name=value, --name value, --switch, --switch=false, `--` before
 // operands that begin with a dash, and operands anywhere. The values a flag is
@@ -40,7 +42,8 @@ enum FlagPresence { kOptional, kRequired };
 
 class FlagSet {
  public:
-  // `usage` is what follows the command in the first line of the help.
+  // `usage` is what follows the command in the first line of the help, which
+  // wraps `summary` by itself.
   FlagSet(std::string command, std::string summary, std::string usage);
 
   // A heading in the help, for the flags that follow.

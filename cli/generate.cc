@@ -51,9 +51,6 @@ struct GenerateOptions {
 };
 
 void Declare(FlagSet& flags, GenerateOptions& options) {
-  flags.String("target", &options.target, "HOST:PORT",
-               "the server's client port");
-  AddClientFlags(&options.files, &flags);
   flags.Section("What to continue (one of them)");
   flags.String("prompt", &options.prompt, "TEXT", "a text");
   flags.List("prompt-ids", &options.prompt_ids, "1,2,3",
@@ -94,6 +91,8 @@ void Declare(FlagSet& flags, GenerateOptions& options) {
   flags.Bool("quiet", &options.quiet, "leaves out the closing line on stderr");
   flags.String("request-id", &options.request_id, "ID",
                "shown in the server's logs");
+  AddTargetFlags(&options.target, "the server's client port", &options.files,
+                 &flags);
 }
 
 absl::StatusOr<v1::GenerateRequest> BuildRequest(

@@ -28,7 +28,7 @@ void PrintHelp(std::FILE* out) {
   std::fprintf(out,
                "Switchyard serves supernet language models: one checkpoint, "
                "many speeds, chosen per request.\n\n"
-               "usage: switchyard COMMAND [flags]\n\n");
+               "Usage: switchyard COMMAND [flags]\n\n");
   for (const switchyard::Command& command : switchyard::Commands()) {
     std::fprintf(out, "  %-12s %s\n", command.name, command.summary);
   }

@@ -33,9 +33,8 @@ struct Target {
 };
 
 void DeclareTarget(FlagSet& flags, Target* target) {
-  flags.String("target", &target->address, "HOST:PORT",
-               "the server's admin port");
-  AddClientFlags(&target->files, &flags);
+  AddTargetFlags(&target->address, "the server's admin port", &target->files,
+                 &flags);
 }
 
 template <typename Request, typename Response>
@@ -93,11 +92,11 @@ int Set(absl::Span<const std::string> args) {
   FlagSet flags("switchyard placement set",
                 "Switches the default placement, on every rank or on none.",
                 "PRESET|A,B,... [flags]");
-  DeclareTarget(flags, &target);
   flags.Choice("in-flight", &in_flight, {"finish", "recompute", "drain"},
                "what happens to the streams that run on the old default: they "
                "finish on it, go on under the new one, "
                "or the switch waits for them");
+  DeclareTarget(flags, &target);
   flags.Operand("PLACEMENT", &placement,
                 "a preset, or one mixer name per layer separated by commas");
   if (std::optional<int> exit_code = flags.ParseOrExitCode(args))
@@ -235,7 +234,7 @@ const std::map<std::string, Action>& Actions() {
 
 void PrintHelp(std::FILE* out) {
   std::fprintf(out,
-               "usage: switchyard placement ACTION [flags]\n\nThe placements "
+               "Usage: switchyard placement ACTION [flags]\n\nThe placements "
                "of a running server.\n\n");
   for (const auto& [name, action] : Actions())
     std::fprintf(out, "  %-8s %s\n", name.c_str(), action.summary);

@@ -155,7 +155,7 @@ int ServeCommand(absl::Span<const std::string> args) {
   LocalWorkersOptions local;
   FlagSet flags("switchyard serve",
                 "Serves a model from this machine: starts one worker per rank, "
-                "and the coordinator that\nclients talk to. Prints the "
+                "and the coordinator that clients talk to. Prints the "
                 "addresses when it is ready; Ctrl-C lets running streams end, "
                 "then stops.",
                 "--model DIR [flags]");
@@ -200,7 +200,7 @@ int CoordinatorCommand(absl::Span<const std::string> args) {
   std::vector<std::string> workers;
   FlagSet flags("switchyard coordinator",
                 "Serves a model with workers that run elsewhere, each started "
-                "with `switchyard worker`.\nEvery one of them, and this "
+                "with `switchyard worker`. Every one of them, and this "
                 "machine, must see the checkpoint under the same path.",
                 "--model DIR --workers HOST:PORT,... [flags]");
   flags.String("model", &options.model_dir, "DIR",

@@ -104,7 +104,7 @@ It waits for a coordinator (`switchyard coordinator --workers HOST:PORT,...`), w
 model and its rank, and serves that one group until the coordinator goes away. Then it exits; let
 your process manager start it again. `switchyard serve` starts its own workers.
 
-usage: switchyard worker [flags]
+Usage: switchyard worker [flags]
   --port N                 port to listen on; 0 picks one (default 9000)
   --listen ADDRESS         address to listen on; 0.0.0.0 for all (default 127.0.0.1)
   --device DEVICE          auto, cpu, cuda or cuda:N (default auto: CUDA if there is one)
@@ -151,9 +151,8 @@ absl::StatusOr<WorkerOptions> ParseWorkerOptions(
     const auto file = files.find(flag);
     if (file == files.end() && flag != "--port" && flag != "--health-port" &&
         flag != "--listen" && flag != "--device" && flag != "--threads" &&
-        flag != "--all-reduce" &&
-        flag != "--collective-timeout" && flag != "--log-format" &&
-        flag != "--log-level") {
+        flag != "--all-reduce" && flag != "--collective-timeout" &&
+        flag != "--log-format" && flag != "--log-level") {
       return absl::InvalidArgumentError(absl::StrCat(
           "unknown argument \"", args[i], "\"; --help lists the flags"));
     }
