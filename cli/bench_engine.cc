@@ -158,7 +158,7 @@ void AddModelFlags(BenchModelOptions* options, FlagSet* flags) {
   flags->Choice("dtype", &options->dtype, {"auto", "fp32", "bf16"},
                 "of weights and cache; auto: what suits the device");
   flags->Int("block-size", &options->block_size, 1, 1024,
-             "tokens in a block of the attention cache");
+             "tokens in a block of the attention cache; a power of two");
   flags->Bool("graphs", &options->graphs, "replay steps as CUDA graphs");
   flags->Bool("batch-invariant", &options->batch_invariant,
               "results that do not depend on the rest of the batch");

@@ -101,7 +101,7 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
       "cache of each rank, e.g. 2GiB (default: what a GPU has left; on "
       "a CPU an eighth of the free memory, at most 2GiB)");
   flags->Int("block-size", &options->block_size, 1, 1024,
-             "tokens in a block of the attention cache");
+             "tokens in a block of the attention cache; a power of two");
   flags->Choice("dtype", &options->dtype, {"auto", "fp32", "bf16"},
                 "of weights and cache; auto: what suits the device");
   flags->Bool("batch-invariant", &options->batch_invariant,

@@ -303,8 +303,8 @@ int InspectCommand(absl::Span<const std::string> args) {
             "the tensor-parallel size the cache is counted for");
   flags.Choice("device", &options.device, {"cpu", "cuda"},
                "whose element sizes count in the cache: fp32 or bf16");
-  flags.Int("block-size", &options.block_size, 1, 4096,
-            "token positions in one KV block");
+  flags.Int("block-size", &options.block_size, 1, 1024,
+            "token positions in one KV block; a power of two");
   flags.Int("context-tokens", &options.context_tokens, 0, 1 << 30,
             "the longer of the two sequence lengths; 0: the model's context");
   flags.String("presets", &options.presets, "FILE",

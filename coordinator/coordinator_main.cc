@@ -221,6 +221,11 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
   SY_ASSIGN_OR_RETURN(const std::unique_ptr<MetricsServer> metrics_server,
                       MetricsServer::Start(metrics_port, &metrics));
   LivenessMonitor liveness(
+  if (const absl::Status status = ValidateBlockSize(options.block_size);
+      !status.ok()) {
+    return absl::Status(status.code(),
+                        absl::StrCat("--block-size: ", status.message()));
+  }
       options.liveness_timeout, [&engine] { return engine.overdue(); },
       [&health, &server, &metrics, &options](bool alive) {
         if (alive) {

@@ -9,7 +9,7 @@
 namespace switchyard {
 namespace {
 
-constexpr int32_t kMaxBlockSize = 4096;
+constexpr int32_t kMaxBlockSize = 1024;
 constexpr int32_t kStateElementBytes = 4;  // recurrent states are fp32
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -63,8 +63,7 @@ MixerCacheSpec MakeSpec(const AttentionConfig& attention,
 
 MixerCacheSpec MakeSpec(const GdnConfig& gdn, const CacheSpecOptions& options) {
   // Replicated where there are fewer than ranks.
-  const int32_t key_heads =
-      std::max(1, gdn.num_key_heads / options.world_size);
+  const int32_t key_heads = std::max(1, gdn.num_key_heads / options.world_size);
   const int32_t value_heads = gdn.num_value_heads / options.world_size;
   SlotShape shape;
   shape.conv_channels =
@@ -99,6 +98,10 @@ MixerCacheSpec MakeSpec(const MambaConfig& mamba,
   return MakeSlot(shape, options);
 }
 
+bool IsPowerOfTwo(int32_t value) {
+  return value > 0 && (value & (value - 1)) == 0;
+}
+
 absl::Status CheckRange(absl::string_view name, int32_t value, int32_t min,
                         int32_t max) {
   if (value >= min && value <= max) return absl::OkStatus();
@@ -108,10 +111,18 @@ absl::Status CheckRange(absl::string_view name, int32_t value, int32_t min,
 
 }  // namespace
 
+absl::Status ValidateBlockSize(int32_t block_size) {
+  if (IsPowerOfTwo(block_size) && block_size <= kMaxBlockSize) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("block_size must be a power of two from 1 to ",
+                   kMaxBlockSize, ", is ", block_size));
+}
+
 absl::StatusOr<CacheSpec> CacheSpec::Create(const ModelConfig& config,
                                             const CacheSpecOptions& options) {
-  SY_RETURN_IF_ERROR(
-      CheckRange("block_size", options.block_size, 1, kMaxBlockSize));
+  SY_RETURN_IF_ERROR(ValidateBlockSize(options.block_size));
   SY_RETURN_IF_ERROR(
       CheckRange("kv_element_bytes", options.kv_element_bytes, 1, 8));
   SY_RETURN_IF_ERROR(

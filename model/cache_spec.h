@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/varlen.h"  // kCacheUnitBytes
 #include "model/config.h"
@@ -61,10 +62,13 @@ struct MixerCacheSpec {
 
 struct CacheSpecOptions {
   int32_t world_size = 1;
-  int32_t block_size = kDefaultBlockSize;
+  int32_t block_size = kDefaultBlockSize;  // a power of two
   int32_t kv_element_bytes = 4;
   int32_t conv_element_bytes = 4;
 };
+
+// InvalidArgument unless attention can page its cache in such blocks.
+absl::Status ValidateBlockSize(int32_t block_size);
 
 class CacheSpec {
  public:

@@ -277,6 +277,9 @@ class BadStartTest(unittest.TestCase):
 
     def test_cuda_where_there_is_none(self):
         if os.path.exists("/dev/nvidia0"):
+    def test_blocks_that_no_kernel_can_page(self):
+        self.fails(["--block-size", "power of two", "48"], *self.serve(TINY, "--block-size", "48"))
+
             return
         self.fails(["cuda"], *self.serve(TINY, "--device", "cuda"))
 

@@ -83,7 +83,8 @@ TEST(CacheSpecTest, UnitsGrowWithTheSequenceOrDoNot) {
   EXPECT_EQ(spec.NumUnits(0, gdn, 0), 0);
   EXPECT_EQ(spec.NumUnits(0, gdn, 1000), 1);
   // A window of whole blocks or not.
-  EXPECT_EQ(Spec(config, 1, 48).At(0, sliding_window).ring_blocks, 2);
+  EXPECT_EQ(Spec(config, 1, 32).At(0, sliding_window).ring_blocks, 2);
+  EXPECT_EQ(Spec(config, 1, 128).At(0, sliding_window).ring_blocks, 1);
 }
 
 TEST(CacheSpecTest, ASequencePaysForItsPlacementAlone) {
@@ -103,7 +104,12 @@ TEST(CacheSpecTest, RefusesBadOptions) {
   CacheSpecOptions options;
   options.block_size = 0;
   EXPECT_EQ(CacheSpec::Create(config, options).status().message(),
-            "block_size must be from 1 to 4096, is 0");
+            "block_size must be a power of two from 1 to 1024, is 0");
+  options.block_size = 48;  // no kernel divides by it
+  EXPECT_EQ(CacheSpec::Create(config, options).status().message(),
+            "block_size must be a power of two from 1 to 1024, is 48");
+  options.block_size = 2048;
+  EXPECT_FALSE(CacheSpec::Create(config, options).ok());
   options.block_size = 16;
   options.world_size = 3;
   EXPECT_EQ(CacheSpec::Create(config, options).status().code(),
