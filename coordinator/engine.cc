@@ -88,6 +88,11 @@ absl::StatusOr<uint64_t> Engine::DefinePreset(const v1::Preset& preset) {
       epoch = table->Define(preset.name(), std::move(resolved->placement));
     } else {
       epoch = resolved.status();
+void Engine::ReportRefused(absl::string_view request_id,
+                           const absl::Status& why) {
+  if (observer_ != nullptr) observer_->OnRefusedAtEdge(request_id, why);
+}
+
     }
   }));
   return epoch;

@@ -53,7 +53,13 @@ class Engine {
   // where its cache is free again. No effect once it is over.
   void Cancel(uint64_t handle);
 
-  // ---- Placements. One change at a time; others wait for it.
+  // Tells the observer of a request that was refused before Submit.
+  void ReportRefused(absl::string_view request_id, const absl::Status& why);
+
+  // ---- Placements. One change at a time; others wait for it. `cancelled` is
+  // asked now and then while a change waits, and before it takes effect: once
+  // it says true, the change fails with kCancelled and leaves everything as it
+  // was. Null: never.
 
   // A snapshot; never waits.
   std::shared_ptr<const PlacementTable> placements() const

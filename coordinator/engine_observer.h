@@ -64,11 +64,16 @@ struct SwitchReport {
   uint32_t num_recomputed = 0;
 };
 
-// Every method but OnSwitch is called on the engine's thread, between or during
-// steps, and must not block. By default nobody cares.
+// Every method but OnRefusedAtEdge and OnSwitch is called on the engine's
+// thread, between or during steps, and must not block. By default nobody cares.
 class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
+
+  // Any thread: a request that never reached the engine. `why` may quote the
+  // request, so only its code is for the logs.
+  virtual void OnRefusedAtEdge(absl::string_view /*request_id*/,
+                               const absl::Status& /*why*/) {}
 
   // ---- One request, in this order.
   // Refused before it had a sequence.

@@ -115,6 +115,14 @@ EngineTelemetry::EngineTelemetry(const GroupFacts& facts,
   metrics_->OfPlacement(default_placement);
 }
 
+void EngineTelemetry::OnRefusedAtEdge(absl::string_view request_id,
+                                      const absl::Status& why) {
+  const std::string code = absl::StatusCodeToString(why.code());
+  metrics_->Refused(code)->Increment();
+  Log(LogLevel::kInfo, "request refused",
+      {{"request_id", request_id}, {"code", code}});
+}
+
 void EngineTelemetry::OnRefused(const RequestTrace& request,
                                 const absl::Status& why) {
   const std::string code = absl::StatusCodeToString(why.code());

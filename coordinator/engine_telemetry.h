@@ -18,6 +18,8 @@ class EngineTelemetry final : public EngineObserver {
   EngineTelemetry(const GroupFacts& facts, absl::string_view default_placement,
                   Metrics* metrics);
 
+  void OnRefusedAtEdge(absl::string_view request_id,
+                       const absl::Status& why) override;
   void OnRefused(const RequestTrace& request, const absl::Status& why) override;
   void OnQueued(RequestTrace* request) override;
   void OnScheduled(RequestTrace* request, uint64_t step_id) override;

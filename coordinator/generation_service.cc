@@ -16,7 +16,6 @@
 #include "absl/synchronization/mutex.h"
 #include "coordinator/client_status.h"
 #include "coordinator/generate_stream.h"
-#include "coordinator/log.h"
 #include "coordinator/request.h"
 #include "coordinator/request_lane.h"
 #include "kernels/check.h"
@@ -77,7 +76,7 @@ class GenerationService::Impl final : public Base {
       const grpc::ByteBuffer* bytes) override {
     auto* stream = new GenerateStream(engine_, &open_streams_);
     if (absl::Status status = CheckToken(tokens_, *context); !status.ok()) {
-      stream->Refuse(status);
+      Refuse("", status, stream);
       return stream;
     }
     const auto received = std::chrono::steady_clock::now();
@@ -89,10 +88,7 @@ class GenerationService::Impl final : public Base {
             Begin(message, received, stream);
           }
         });
-    if (!posted.ok()) {
-      LogRefusal("", posted);
-      stream->Refuse(posted);
-    }
+    if (!posted.ok()) Refuse("", posted, stream);
     return stream;
   }
 
@@ -117,11 +113,10 @@ class GenerationService::Impl final : public Base {
   OpenStreams* open_streams() { return &open_streams_; }
 
  private:
-  static void LogRefusal(absl::string_view request_id,
-                         const absl::Status& why) {
-    Log(LogLevel::kInfo, "request refused",
-        {{"request_id", request_id.substr(0, kMaxRequestIdBytes)},
-         {"code", absl::StatusCodeToString(why.code())}});
+  void Refuse(absl::string_view request_id, const absl::Status& why,
+              GenerateStream* stream) {
+    engine_->ReportRefused(request_id.substr(0, kMaxRequestIdBytes), why);
+    stream->Refuse(why);
   }
 
   // Runs `read`, which works on `bytes`: here if they are few, else in the
@@ -148,22 +143,16 @@ class GenerationService::Impl final : public Base {
              GenerateStream* stream) {
     const absl::StatusOr<v1::GenerateRequest> message =
         Parse<v1::GenerateRequest>(bytes);
-    if (!message.ok()) {
-      LogRefusal("", message.status());
-      stream->Refuse(message.status());
-      return;
-    }
+    if (!message.ok()) return Refuse("", message.status(), stream);
     std::string assigned_id;
     uint64_t seed = 0;
     Draw(&assigned_id, &seed);
     absl::StatusOr<EngineRequest> request =
         ParseGenerateRequest(*message, *model_, assigned_id, seed);
     if (!request.ok()) {
-      LogRefusal(
+      return Refuse(
           message->request_id().empty() ? assigned_id : message->request_id(),
-          request.status());
-      stream->Refuse(request.status());
-      return;
+          request.status(), stream);
     }
     request->received = received;
     stream->Start(*std::move(request));

@@ -1,6 +1,7 @@
 """Bad input gets the right status, which names the field, and nobody else notices; bad starts get one clear line."""
 
 import os
+import re
 import shutil
 import socket
 import struct
@@ -10,6 +11,7 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.request
 
 import grpc
 from switchyard.v1 import admin_pb2 as admin
@@ -112,6 +114,25 @@ class BadRequestTest(unittest.TestCase):
             stream.cancel()
         load = self.server.wait_until_idle()
         self.assertEqual((load.num_blocks_held, load.num_slots_held), (0, 0))
+
+    def test_refusals_are_counted_wherever_they_happen(self):
+        def counted():
+            with urllib.request.urlopen(f"http://{self.server.metrics_target}/metrics", timeout=10) as page:
+                return dict(re.findall(r'switchyard_requests_refused_total\{.*code="(\w+)".*\} (\d+)', page.read().decode()))
+        before = counted()
+        self.refused(grpc.StatusCode.INVALID_ARGUMENT, "sampling.top_p", top_p=1.5)
+        self.refused(grpc.StatusCode.NOT_FOUND, "nonsense", placement="nonsense")
+        after = counted()
+        for code in ("INVALID_ARGUMENT", "NOT_FOUND"):
+            self.assertEqual(int(after[code]), int(before.get(code, 0)) + 1, code)
+
+    def test_a_prompt_that_the_cache_can_never_hold(self):
+        with Server("--cache-bytes", "600KiB") as small:
+            with self.assertRaises(grpc.RpcError) as raised:
+                list(small.generation.Generate(request([1] * 300, max_tokens=1), timeout=30))
+            self.assertEqual(raised.exception.code(), grpc.StatusCode.INVALID_ARGUMENT, "a retry would not help")
+            self.assertIn("prompt: its 300 tokens take", raised.exception.details())
+            self.assertEqual(len(small.complete([1] * 300, placement="all-gdn", max_tokens=2).ids), 2)
 
     def test_an_unknown_preset_among_many(self):
         names = [f"{'p' * 120}{number}" for number in range(200)]
