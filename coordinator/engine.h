@@ -46,8 +46,9 @@ class Engine {
   // Hands a request over; its events, errors too, go to `sink` (see there),
   // perhaps before this returns. The result names it to Cancel. The errors:
   // kNotFound (preset), kFailedPrecondition (placement), kAlreadyExists (its id
-  // is live), kResourceExhausted (the queue is full, with a retry delay; or the
-  // cache could never hold it), kUnavailable (shutting down, workers lost).
+  // is live), kInvalidArgument (the whole cache could not hold the prompt),
+  // kResourceExhausted (the queue is full, with a retry delay), kUnavailable
+  // (shutting down, workers lost).
   uint64_t Submit(EngineRequest request, RequestSink* sink);
   // Ends a request with FINISH_REASON_CANCELLED at the next step boundary,
   // where its cache is free again. No effect once it is over.

@@ -71,7 +71,16 @@ absl::Status EngineLoop::Enqueue(LiveRequest* live, EngineRequest request) {
   const int64_t most = num_prompt + request.sampling.max_tokens() - 1;
   const int64_t room =
       scheduler_.MaxTokens(wanted.placement, most) - num_prompt + 1;
-  if (room > 0 && room < request.sampling.max_tokens()) {
+  if (room <= 0) {
+    const CacheLedger& ledger = scheduler_.ledger();
+    return absl::InvalidArgumentError(absl::StrCat(
+        "prompt: its ", num_prompt, " tokens take ",
+        ledger.BytesFor(wanted.placement, num_prompt),
+        " bytes of cache under its placement; the whole cache has ",
+        ledger.capacity_bytes(), ", enough for ", room + num_prompt - 1,
+        " tokens: shorten it, or name a placement that keeps less"));
+  }
+  if (room < request.sampling.max_tokens()) {
     const uint32_t max_tokens = static_cast<uint32_t>(room);
     request.sampling.set_max_tokens(max_tokens);
     request.sampling.set_min_tokens(

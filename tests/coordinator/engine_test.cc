@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "absl/synchronization/notification.h"
+#include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
 #include "coordinator/request.h"
 #include "tests/coordinator/fake_group.h"
 #include "tests/coordinator/strict_worker.h"
@@ -447,7 +449,16 @@ TEST_P(EngineTest, TheWholeCacheBoundsACompletion) {
   EXPECT_EQ(endless.tokens().size(), 40 - 3 + 1);
   Submit(Request(std::vector<uint32_t>(50, 1), 4), &hopeless);
   hopeless.WaitUntilOver();
-  EXPECT_EQ(hopeless.error().code(), absl::StatusCode::kResourceExhausted);
+  // Nothing to retry, as it would be with a full queue.
+  EXPECT_EQ(hopeless.error().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(hopeless.error(),
+            absl::InvalidArgumentError(absl::StrCat(
+                "prompt: its 50 tokens take ",
+                spec.SequenceBytes(Uniform(kAttention), 50),
+                " bytes of cache under its placement; the whole cache has ",
+                spec.SequenceBytes(Uniform(kAttention), 40),
+                ", enough for 40 tokens: shorten it, or name a placement that "
+                "keeps less")));
 }
 
 TEST_P(EngineTest, ALostGroupEndsEveryStreamAtOnce) {
