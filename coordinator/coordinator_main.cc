@@ -242,7 +242,7 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
   PresetsWatcher presets(
       options.presets_file, &model->served.config,
       [&engine](Presets now) { return engine.ReplaceFilePresets(now); },
-      [](absl::string_view line) { Log(line); });
+      [](LogLevel level, absl::string_view line) { Log(level, line); });
   if (!options.presets_file.empty()) presets.Start(kPresetsInterval);
   events.Serving();
   set_ready(true);

@@ -52,15 +52,17 @@ void PresetsWatcher::Look() {
   Content content = Read();
   const bool settled = seen_ == content;
   seen_ = std::move(content);
-  if (!settled || taken_ == seen_) return;
+  if (!settled || (taken_ == seen_ && refusal_.empty())) return;
   taken_ = seen_;
   Take(*taken_);
 }
 
 void PresetsWatcher::Take(const Content& content) {
   const auto keep = [this](absl::string_view why) {
-    report_(absl::StrCat("the presets stay as they were: ", why));
+    report_(LogLevel::kWarning,
+            absl::StrCat("the presets stay as they were: ", why));
   };
+  const std::string refused_before = std::exchange(refusal_, "");
   if (!content.error.empty()) {
     return keep(absl::StrCat(path_, ": ", content.error));
   }
@@ -68,21 +70,27 @@ void PresetsWatcher::Take(const Content& content) {
   if (!presets.ok()) return keep(presets.status().message());
   const auto change = apply_(*std::move(presets));
   if (!change.ok()) {
-    return keep(absl::StrCat(path_, ": ", change.status().message()));
+    refusal_ = absl::StrCat(path_, ": ", change.status().message());
+    if (refusal_ != refused_before) keep(refusal_);
+    return;
   }
   if (change->any()) {
-    report_(absl::StrCat(path_, " has changed: ", Describe(*change)));
+    report_(LogLevel::kInfo,
+            absl::StrCat(path_, " has changed: ", Describe(*change)));
   }
   if (!change->overridden.empty()) {
-    report_(absl::StrCat(path_, ": ", absl::StrJoin(change->overridden, ", "),
-                         " mean what DefinePreset made them; delete them and "
-                         "change the file to have its own"));
+    report_(LogLevel::kWarning,
+            absl::StrCat(path_, ": what DefinePreset made stands for ",
+                         absl::StrJoin(change->overridden, ", "),
+                         "; delete it and change the file to have its own"));
   }
   if (!change->former_default.empty()) {
-    report_(absl::StrCat(
-        path_, ": preset \"", change->former_default,
-        "\", which the default placement was set from, means something else "
-        "now; the default stays as it is until it is set again"));
+    report_(
+        LogLevel::kWarning,
+        absl::StrCat(path_, ": preset \"", change->former_default,
+                     "\", which the default placement was set from, means "
+                     "something else "
+                     "now; the default stays as it is until it is set again"));
   }
 }
 

@@ -14,6 +14,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "coordinator/placements.h"
+#include "log/log.h"
 #include "model/config.h"
 
 namespace switchyard {
@@ -23,14 +24,15 @@ namespace switchyard {
 // over, reached through symbolic links that change, or on a network.
 //
 // A file that cannot be read or is not valid changes nothing and is reported
-// once. A content counts when it is seen twice in a row, so that a file that is
-// being written is left alone.
+// once, as a warning. One that only the present default placement stands
+// against is tried again at every look. A content counts when it is seen twice
+// in a row, so that a file that is being written is left alone.
 class PresetsWatcher {
  public:
   // Makes the presets the file's; see PlacementTable::ReplaceFilePresets.
   using Apply =
       std::function<absl::StatusOr<PlacementTable::FileChange>(Presets)>;
-  using Report = std::function<void(absl::string_view line)>;
+  using Report = std::function<void(LogLevel level, absl::string_view line)>;
 
   // Looks nowhere yet. `config` is borrowed.
   PresetsWatcher(std::string path, const ModelConfig* config, Apply apply,
@@ -68,6 +70,7 @@ class PresetsWatcher {
   // The looking thread's.
   std::optional<Content> seen_;   // at the last look
   std::optional<Content> taken_;  // the last that counted
+  std::string refusal_;           // why it was not applied; empty: it was
 
   absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

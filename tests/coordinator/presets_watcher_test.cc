@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "tests/coordinator/supernet.h"
 
@@ -22,6 +23,7 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::StartsWith;
 
 class PresetsWatcherTest : public testing::Test {
  protected:
@@ -58,7 +60,10 @@ class PresetsWatcherTest : public testing::Test {
         ++num_applied_;
         return table_.ReplaceFilePresets(std::move(presets));
       },
-      [this](absl::string_view line) { reports_.emplace_back(line); }};
+      [this](LogLevel level, absl::string_view line) {
+        reports_.push_back(
+            absl::StrCat(level == LogLevel::kWarning ? "warning: " : "", line));
+      }};
 };
 
 TEST_F(PresetsWatcherTest, AnEditedFileTakesEffect) {
@@ -129,9 +134,10 @@ TEST_F(PresetsWatcherTest, ABadFileChangesNothingAndIsReportedOnce) {
     LookTwice();
     LookTwice();
     EXPECT_EQ(table_.presets(), before) << c.text;
-    EXPECT_THAT(TakeReports(),
-                ElementsAre(AllOf(HasSubstr("the presets stay as they were"),
-                                  HasSubstr(c.says))))
+    EXPECT_THAT(
+        TakeReports(),
+        ElementsAre(AllOf(StartsWith("warning: the presets stay as they were"),
+                          HasSubstr(c.says))))
         << c.text;
   }
   ASSERT_EQ(unlink(path_.c_str()), 0);
@@ -150,7 +156,8 @@ TEST_F(PresetsWatcherTest, RefusalsAndLosersAreReported) {
   ASSERT_TRUE(table_.Define("mine", MakePlacement(config_, {0, 1, 2})).ok());
   Write(path_, R"({"presets": {"first": "gdn", "mine": "kda"}})");
   LookTwice();
-  EXPECT_THAT(TakeReports(), ElementsAre(HasSubstr("mine mean what")));
+  EXPECT_THAT(TakeReports(), ElementsAre(AllOf(StartsWith("warning: "),
+                                               HasSubstr("stands for mine"))));
 
   table_.SetDefault(*table_.ResolveText("first"));
   Write(path_, R"({"presets": {}})");
@@ -165,6 +172,22 @@ TEST_F(PresetsWatcherTest, RefusalsAndLosersAreReported) {
                                          HasSubstr("the default stays")));
 }
 
+TEST_F(PresetsWatcherTest, AFileTakesEffectOnceTheDefaultAllowsIt) {
+  table_.SetDefault(*table_.ResolveText("first"));
+  Write(path_, One("second", "kda"));
+  LookTwice();
+  LookTwice();
+  EXPECT_FALSE(Has("second"));
+  EXPECT_THAT(TakeReports(), ElementsAre(HasSubstr("\"first\" is gone")));
+  table_.SetDefault(*table_.ResolveText("all-gdn"));
+  watcher_.Look();
+  EXPECT_TRUE(Has("second"));
+  EXPECT_THAT(TakeReports(), ElementsAre(HasSubstr("added second")));
+  const int num_applied = num_applied_;
+  LookTwice();
+  EXPECT_EQ(num_applied_, num_applied) << "and that was it";
+}
+
 TEST_F(PresetsWatcherTest, LooksByItself) {
   Write(path_, One("second", "kda"));
   absl::Notification applied;
@@ -174,7 +197,7 @@ TEST_F(PresetsWatcherTest, LooksByItself) {
         applied.Notify();
         return table_.ReplaceFilePresets(std::move(presets));
       },
-      [](absl::string_view) {});
+      [](LogLevel, absl::string_view) {});
   watcher.Start(absl::Milliseconds(1));
   applied.WaitForNotification();
   watcher.Stop();
