@@ -91,8 +91,8 @@ class AdminService::Impl final : public v1::AdminService::Service {
                             const v1::DefinePresetRequest* request,
                             v1::DefinePresetResponse* response) override {
     if (grpc::Status status = Authorize(*context); !status.ok()) return status;
-    const absl::StatusOr<uint64_t> epoch =
-        engine_->DefinePreset(request->preset());
+    const absl::StatusOr<uint64_t> epoch = engine_->DefinePreset(
+        request->preset(), [context] { return context->IsCancelled(); });
     if (!epoch.ok()) return ToClientStatus(epoch.status());
     response->set_epoch(*epoch);
     return grpc::Status::OK;
@@ -102,8 +102,8 @@ class AdminService::Impl final : public v1::AdminService::Service {
                             const v1::DeletePresetRequest* request,
                             v1::DeletePresetResponse* response) override {
     if (grpc::Status status = Authorize(*context); !status.ok()) return status;
-    const absl::StatusOr<uint64_t> epoch =
-        engine_->DeletePreset(request->name());
+    const absl::StatusOr<uint64_t> epoch = engine_->DeletePreset(
+        request->name(), [context] { return context->IsCancelled(); });
     if (!epoch.ok()) return ToClientStatus(epoch.status());
     response->set_epoch(*epoch);
     return grpc::Status::OK;

@@ -1,5 +1,6 @@
 #include "coordinator/engine.h"
 
+#include <optional>
 #include <utility>
 
 #include "absl/synchronization/notification.h"
@@ -9,14 +10,50 @@
 namespace switchyard {
 namespace {
 
-// How often a waiting switch looks whether its caller is still there.
+// How often a waiting change looks whether its caller is still there.
 constexpr absl::Duration kCancellationPoll = absl::Milliseconds(50);
+
+bool IsTrue(const std::function<bool()>& cancelled) {
+  return cancelled != nullptr && cancelled();
+}
 
 absl::Status Stopped() {
   return absl::UnavailableError("the server is shutting down");
 }
 
 }  // namespace
+
+class Engine::Turn {
+ public:
+  explicit Turn(Engine* engine) : engine_(engine) {}
+  ~Turn() {
+    absl::MutexLock lock(&engine_->turn_mutex_);
+    engine_->changing_ = false;
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  Engine* const engine_;
+};
+
+absl::Status Engine::TakeTurn(const std::function<bool()>& cancelled) {
+  absl::MutexLock lock(&turn_mutex_);
+  const auto is_free = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(turn_mutex_) {
+    return !changing_;
+  };
+  for (;;) {
+    const bool free = turn_mutex_.AwaitWithTimeout(absl::Condition(&is_free),
+                                                   kCancellationPoll);
+    if (IsTrue(cancelled)) {
+      return absl::CancelledError(
+          "the caller left before another change of the placements had ended");
+    }
+    if (!free) continue;
+    changing_ = true;
+    return absl::OkStatus();
+  }
+}
 
 Engine::Engine(const EngineOptions& options, const ServedModel* model,
                PlacementTable placements, CacheSpec cache_spec,
@@ -51,6 +88,11 @@ void Engine::Cancel(uint64_t handle) {
   inbox_->Post([this, handle] { loop_.Cancel(handle); });
 }
 
+void Engine::ReportRefused(absl::string_view request_id,
+                           const absl::Status& why) {
+  if (observer_ != nullptr) observer_->OnRefusedAtEdge(request_id, why);
+}
+
 std::shared_ptr<const PlacementTable> Engine::placements() const {
   absl::MutexLock lock(&snapshot_mutex_);
   return snapshot_;
@@ -76,30 +118,22 @@ absl::Status Engine::Change(absl::FunctionRef<void(EngineLoop&)> change) {
   });
 }
 
-absl::StatusOr<uint64_t> Engine::DefinePreset(const v1::Preset& preset) {
-  absl::MutexLock one_at_a_time(&change_mutex_);
-  v1::Placement listed;
-  *listed.mutable_mixers() = preset.placement();
+absl::StatusOr<uint64_t> Engine::DefinePreset(
+    const v1::Preset& preset, const std::function<bool()>& cancelled) {
+  SY_RETURN_IF_ERROR(TakeTurn(cancelled));
+  const Turn turn(this);
   absl::StatusOr<uint64_t> epoch;
   SY_RETURN_IF_ERROR(Change([&](EngineLoop& loop) {
-    PlacementTable* table = loop.mutable_placements();
-    absl::StatusOr<PlacementTable::Resolved> resolved = table->Resolve(listed);
-    if (resolved.ok()) {
-      epoch = table->Define(preset.name(), std::move(resolved->placement));
-    } else {
-      epoch = resolved.status();
-void Engine::ReportRefused(absl::string_view request_id,
-                           const absl::Status& why) {
-  if (observer_ != nullptr) observer_->OnRefusedAtEdge(request_id, why);
-}
-
-    }
+    epoch =
+        loop.mutable_placements()->Define(preset.name(), preset.placement());
   }));
   return epoch;
 }
 
-absl::StatusOr<uint64_t> Engine::DeletePreset(absl::string_view name) {
-  absl::MutexLock one_at_a_time(&change_mutex_);
+absl::StatusOr<uint64_t> Engine::DeletePreset(
+    absl::string_view name, const std::function<bool()>& cancelled) {
+  SY_RETURN_IF_ERROR(TakeTurn(cancelled));
+  const Turn turn(this);
   absl::StatusOr<uint64_t> epoch;
   SY_RETURN_IF_ERROR(Change([&](EngineLoop& loop) {
     epoch = loop.mutable_placements()->Delete(name);
@@ -109,7 +143,8 @@ absl::StatusOr<uint64_t> Engine::DeletePreset(absl::string_view name) {
 
 absl::StatusOr<PlacementTable::FileChange> Engine::ReplaceFilePresets(
     Presets presets) {
-  absl::MutexLock one_at_a_time(&change_mutex_);
+  SY_RETURN_IF_ERROR(TakeTurn(/*cancelled=*/nullptr));
+  const Turn turn(this);
   absl::StatusOr<PlacementTable::FileChange> change;
   SY_RETURN_IF_ERROR(Change([&](EngineLoop& loop) {
     change = loop.mutable_placements()->ReplaceFilePresets(std::move(presets));
@@ -120,10 +155,14 @@ absl::StatusOr<PlacementTable::FileChange> Engine::ReplaceFilePresets(
 absl::StatusOr<PlacementSwitch> Engine::SetDefaultPlacement(
     const v1::Placement& placement, v1::InFlight in_flight,
     const std::function<bool()>& cancelled) {
-  absl::MutexLock one_at_a_time(&change_mutex_);
+  // Held until the report is made, so that reports come in the order of epochs.
+  std::optional<Turn> turn;
+  const absl::Status waited = TakeTurn(cancelled);
+  if (waited.ok()) turn.emplace(this);
   SwitchReport report;
   absl::StatusOr<PlacementSwitch> done =
-      Switch(placement, in_flight, cancelled, &report.placement);
+      waited.ok() ? Switch(placement, in_flight, cancelled, &report.placement)
+                  : absl::StatusOr<PlacementSwitch>(waited);
   if (observer_ == nullptr) return done;
   report.in_flight = in_flight;
   report.status = done.status();
@@ -169,6 +208,8 @@ absl::StatusOr<PlacementSwitch> Engine::CommitPrepared(
       Run([](EngineLoop& loop) { loop.ReleaseDefault(); }).IgnoreError();
       return drained;
     }
+  } else if (IsTrue(cancelled)) {
+    return absl::CancelledError("the caller left while the ranks prepared");
   }
   absl::StatusOr<PlacementSwitch> done;
   SY_RETURN_IF_ERROR(Change([&](EngineLoop& loop) {
@@ -186,7 +227,7 @@ absl::Status Engine::WaitUntilDefaultIsDrained(
     loop.DrainDefault([drained] { drained->Notify(); });
   }));
   while (!drained->WaitForNotificationWithTimeout(kCancellationPoll)) {
-    if (cancelled()) {
+    if (IsTrue(cancelled)) {
       return absl::CancelledError(
           "the caller left before the running sequences had ended");
     }

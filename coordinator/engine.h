@@ -66,24 +66,24 @@ class Engine {
   std::shared_ptr<const PlacementTable> placements() const
       ABSL_LOCKS_EXCLUDED(snapshot_mutex_);
 
-  // The collective switch, see docs/placements.md. `cancelled` is asked now and
-  // then while the switch waits for running sequences (IN_FLIGHT_DRAIN). Errors
-  // leave everything as it was: kNotFound, kInvalidArgument,
-  // kFailedPrecondition (the placement does not fit the model, or a running
-  // sequence not into the cache under it), kAborted (a rank refused),
-  // kCancelled, kUnavailable.
+  // The collective switch, see docs/placements.md. Errors leave everything as
+  // it was: kNotFound, kInvalidArgument, kFailedPrecondition (the placement
+  // does not fit the model, or a running sequence not into the cache under it),
+  // kAborted (a rank refused), kCancelled, kUnavailable.
   absl::StatusOr<PlacementSwitch> SetDefaultPlacement(
       const v1::Placement& placement, v1::InFlight in_flight,
-      const std::function<bool()>& cancelled)
-      ABSL_LOCKS_EXCLUDED(change_mutex_);
+      const std::function<bool()>& cancelled) ABSL_LOCKS_EXCLUDED(turn_mutex_);
   // The new epoch. Errors as PlacementTable::Define and Delete.
-  absl::StatusOr<uint64_t> DefinePreset(const v1::Preset& preset)
-      ABSL_LOCKS_EXCLUDED(change_mutex_);
-  absl::StatusOr<uint64_t> DeletePreset(absl::string_view name)
-      ABSL_LOCKS_EXCLUDED(change_mutex_);
+  absl::StatusOr<uint64_t> DefinePreset(
+      const v1::Preset& preset,
+      const std::function<bool()>& cancelled = nullptr)
+      ABSL_LOCKS_EXCLUDED(turn_mutex_);
+  absl::StatusOr<uint64_t> DeletePreset(
+      absl::string_view name, const std::function<bool()>& cancelled = nullptr)
+      ABSL_LOCKS_EXCLUDED(turn_mutex_);
   // As PlacementTable::ReplaceFilePresets.
-  absl::StatusOr<PlacementTable::FileChange> ReplaceFilePresets(
-      Presets presets) ABSL_LOCKS_EXCLUDED(change_mutex_);
+  absl::StatusOr<PlacementTable::FileChange> ReplaceFilePresets(Presets presets)
+      ABSL_LOCKS_EXCLUDED(turn_mutex_);
 
   // ---- State.
 
@@ -103,15 +103,22 @@ class Engine {
   void Stop();
 
  private:
+  // The right to change the placements, given back at the end of the scope.
+  class Turn;
+
+  // Waits until no other change is under way. kCancelled as above.
+  absl::Status TakeTurn(const std::function<bool()>& cancelled)
+      ABSL_LOCKS_EXCLUDED(turn_mutex_);
   // Runs `task` on the engine's thread and waits for it. kUnavailable, without
   // having run it, after Stop().
   absl::Status Run(absl::FunctionRef<void(EngineLoop&)> task);
   // Runs a change of the placements, and publishes what came out.
   absl::Status Change(absl::FunctionRef<void(EngineLoop&)> change);
   // SetDefaultPlacement, but for the report; says the target's name.
-  absl::StatusOr<PlacementSwitch> Switch(
-      const v1::Placement& placement, v1::InFlight in_flight,
-      const std::function<bool()>& cancelled, std::string* name);
+  absl::StatusOr<PlacementSwitch> Switch(const v1::Placement& placement,
+                                         v1::InFlight in_flight,
+                                         const std::function<bool()>& cancelled,
+                                         std::string* name);
   // The second half of it.
   absl::StatusOr<PlacementSwitch> CommitPrepared(
       const PlacementTable::Resolved& target, uint64_t epoch,
@@ -125,7 +132,8 @@ class Engine {
   const std::shared_ptr<EngineInbox> inbox_;
   EngineLoop loop_;  // the thread's
   std::atomic<uint64_t> last_handle_{0};
-  absl::Mutex change_mutex_;  // held throughout a change of the placements
+  absl::Mutex turn_mutex_;
+  bool changing_ ABSL_GUARDED_BY(turn_mutex_) = false;  // the placements
   mutable absl::Mutex snapshot_mutex_;
   // Shared with readers who may hold on to it while the next one is published.
   std::shared_ptr<const PlacementTable> snapshot_

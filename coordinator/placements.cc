@@ -210,6 +210,20 @@ absl::StatusOr<uint64_t> PlacementTable::Define(absl::string_view name,
   return ++epoch_;
 }
 
+absl::StatusOr<uint64_t> PlacementTable::Define(const std::string& name,
+                                                const v1::MixerList& mixers) {
+  if (const absl::Status valid = ValidatePresetName(name); !valid.ok()) {
+    return WithPrefix("preset.name", valid);
+  }
+  absl::StatusOr<Placement> placement = Placement::FromNames(
+      *config_,
+      std::vector<std::string>(mixers.names().begin(), mixers.names().end()));
+  if (!placement.ok()) {
+    return WithPrefix("preset.placement", placement.status());
+  }
+  return Define(name, *std::move(placement));
+}
+
 absl::StatusOr<uint64_t> PlacementTable::Delete(absl::string_view name) {
   SY_RETURN_IF_ERROR(ResolvePreset(name).status());
   presets_.erase(std::string(name));

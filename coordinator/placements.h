@@ -93,6 +93,10 @@ class PlacementTable {
   uint64_t SetDefault(Resolved placement);
   // Adds or replaces. Errors as ValidatePresetName.
   absl::StatusOr<uint64_t> Define(absl::string_view name, Placement placement);
+  // The same for DefinePreset, whose fields the errors name; FailedPrecondition
+  // if the mixers do not fit the model.
+  absl::StatusOr<uint64_t> Define(const std::string& name,
+                                  const v1::MixerList& mixers);
   // NotFound if there is none. The default stays what it is, even if it came
   // from this preset; it then has no name any more.
   absl::StatusOr<uint64_t> Delete(absl::string_view name);

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <memory>
 #include <random>
 #include <string>
@@ -744,6 +745,63 @@ TEST_P(SwitchTest, ARefusedPrepareChangesNothing) {
 
 TEST_P(SwitchTest, BadTargetsAreRefusedBeforeAnyRankHears) {
   Start();
+TEST_P(SwitchTest, WhoeverLeavesWhileAnotherChangeIsUnderWayChangesNothing) {
+  Start();
+  group_->Hold();
+  RecordingSink running;
+  Submit(Request({1}, kLong), &running);
+  ASSERT_TRUE(group_->Allow(3));
+  std::atomic<bool> leave{false};
+  absl::Notification drains, knows;
+  std::thread switcher([&] {
+    int num_asked = 0;  // first whether it takes its turn at all
+    const auto called_off = Switch("gdn", v1::IN_FLIGHT_DRAIN, [&] {
+      if (++num_asked == 2) drains.Notify();
+      if (!leave.load()) return false;
+      knows.Notify();
+      return true;
+    });
+    EXPECT_EQ(called_off.status().code(), absl::StatusCode::kCancelled);
+  });
+  while (!drains.HasBeenNotified() && group_->Allow(1)) {
+    std::this_thread::yield();
+  }
+  const auto gone = [] { return true; };
+  v1::Preset preset;
+  preset.set_name("mixed");
+  for (const char* name : {"gdn", "attention", "gdn"}) {
+    preset.mutable_placement()->add_names(name);
+  }
+  EXPECT_EQ(engine_->DefinePreset(preset, gone).status().code(),
+            absl::StatusCode::kCancelled);
+  EXPECT_EQ(engine_->DeletePreset("all-gdn", gone).status().code(),
+            absl::StatusCode::kCancelled);
+  EXPECT_EQ(Switch("kda", v1::IN_FLIGHT_FINISH, gone).status().code(),
+            absl::StatusCode::kCancelled);
+  leave.store(true);
+  knows.WaitForNotification();
+  group_->Release();
+  switcher.join();
+  EXPECT_EQ(engine_->placements()->epoch(), 1);
+  EXPECT_EQ(engine_->placements()->presets().count("mixed"), 0);
+  EXPECT_EQ(engine_->placements()->presets().count("all-gdn"), 1);
+  // The next one gets its turn.
+  EXPECT_EQ(engine_->DefinePreset(preset).value(), 2);
+  running.WaitUntilOver();
+}
+
+TEST_P(SwitchTest, WhoeverLeavesWhileTheRanksPrepareChangesNothing) {
+  Start();
+  int num_asked = 0;  // there when it is its turn, gone when they are ready
+  const auto done = Switch("gdn", v1::IN_FLIGHT_FINISH,
+                           [&num_asked] { return ++num_asked > 1; });
+  EXPECT_EQ(done.status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(engine_->placements()->epoch(), 1);
+  const auto next = Switch("gdn", v1::IN_FLIGHT_FINISH);
+  ASSERT_TRUE(next.ok()) << next.status();
+  EXPECT_EQ(next->epoch, 2);
+}
+
   v1::Placement unknown;
   unknown.set_preset("unknown");
   const auto never = [] { return false; };

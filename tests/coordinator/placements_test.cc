@@ -171,6 +171,13 @@ TEST_F(PlacementsTest, EveryChangeIsAnEpochAndARefusalIsNone) {
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(table.Define("a b", Of({2, 0, 2})).status().code(),
             absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(
+      std::string(table.Define("a,b", v1::MixerList()).status().message()),
+      HasSubstr("preset.name: "));
+  EXPECT_EQ(table.Define("ab", v1::MixerList()).status(),
+            absl::FailedPreconditionError(
+                "preset.placement: a placement of this model must name 3 "
+                "mixers, one per layer; it names 0"));
   EXPECT_EQ(table.Delete("none").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(table.epoch(), 3u);
 
