@@ -96,7 +96,8 @@ class EngineLoop {
   void Drain(std::function<void()> on_idle);
   // Ends every stream with UNAVAILABLE, and Run.
   void Stop();
-  // Ends every stream with `why`, and refuses new ones with it.
+  // Ends every stream with `why`, and refuses new ones with it. With
+  // kShutDownPayload nobody is told of a loss.
   void Lose(const absl::Status& why);
 
   v1::Load load() const;

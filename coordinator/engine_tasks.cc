@@ -197,6 +197,7 @@ void EngineLoop::Stop() {
 void EngineLoop::Lose(const absl::Status& why) {
   if (!lost_.ok()) return;
   lost_ = why;
+  const bool was_told_to = lost_.ErasePayload(kShutDownPayload);
   for (LiveRequest* live : requests_.All()) {
     RequestSink* sink = live->sink;
     if (live->sequence_id != 0) {
@@ -207,9 +208,9 @@ void EngineLoop::Lose(const absl::Status& why) {
     requests_.Erase(live);
     sink->OnError(lost_);
   }
-  observer_->OnLost(lost_);
+  if (!was_told_to) observer_->OnLost(lost_);
   CheckDrained();
-  if (on_lost_) on_lost_(lost_);
+  if (on_lost_ && !was_told_to) on_lost_(lost_);
 }
 
 void EngineLoop::CheckDrained() {

@@ -53,6 +53,10 @@ struct StepOutcome {
 // decimal number; not there if no single rank is.
 inline constexpr char kLostRankPayload[] = "switchyard/lost-rank";
 
+// A status with this payload says that the group was ended by its own
+// coordinator: nothing is wrong with it.
+inline constexpr char kShutDownPayload[] = "switchyard/shut-down";
+
 // Thread safety: Submit and NextResult are called by one thread, the engine's;
 // everything else may be called from any thread at any time.
 //

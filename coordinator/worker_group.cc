@@ -169,8 +169,10 @@ class WorkerGroupImpl final : public WorkerGroup {
       shut_down_ = true;
       on_failure_ = nullptr;
       was_lost = !lost_.ok();
-      if (!was_lost)
-        lost_ = absl::UnavailableError("the worker group was shut down");
+      if (!was_lost) {
+        lost_ = absl::UnavailableError("the server is shutting down");
+        lost_.SetPayload(kShutDownPayload, absl::Cord());
+      }
     }
     // Of a lost group the workers exit by themselves: their streams ended.
     if (!was_lost) ranks_.Shutdown(kShutdownTimeout);
@@ -237,10 +239,9 @@ class WorkerGroupImpl final : public WorkerGroup {
         options_.cache_bytes > 0 ? options_.cache_bytes : usual;
     facts_.cache_bytes = wanted / kCacheUnitBytes * kCacheUnitBytes;
     if (facts_.cache_bytes == 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("a cache of ", wanted,
-                       " bytes was asked for; it must have at least ",
-                       kCacheUnitBytes));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "a cache of ", wanted, " bytes was asked for; it must have at least ",
+          kCacheUnitBytes));
     }
     facts_.kv_element_bytes = responses[0].kv_element_bytes();
     return absl::OkStatus();

@@ -30,9 +30,10 @@ void LogPlan(const v1::StepPlan& plan) {
   }
 }
 
-void LogResult(const v1::StepResult& result) {
+void LogResult(const v1::StepResult& result, bool is_over) {
   if (result.code() != 0) {
-    Log(LogLevel::kError, "step failed",
+    Log(is_over ? LogLevel::kDebug : LogLevel::kError,
+        is_over ? "step cut short" : "step failed",
         {{"step", result.step_id()},
          {"code", absl::StatusCodeToString(
                       static_cast<absl::StatusCode>(result.code()))},

@@ -12,8 +12,9 @@ namespace switchyard {
 void LogConfigured(const v1::ConfigureRequest& request);
 // At debug: the sequences that start and end with a plan, and the step.
 void LogPlan(const v1::StepPlan& plan);
-// At debug, or an error if the step failed.
-void LogResult(const v1::StepResult& result);
+// At debug, or an error if the step failed; `is_over`: because its group had
+// ended before, which is no error of the step.
+void LogResult(const v1::StepResult& result, bool is_over);
 void LogPlacementChange(const char* phase, uint64_t epoch,
                         const absl::Status& status);
 

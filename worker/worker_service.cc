@@ -56,7 +56,7 @@ class StepStream final
     }
     LogPlan(plan_);
     session_.Execute(std::move(plan_), [self = self_](v1::StepResult result) {
-      LogResult(result);
+      LogResult(result, self->session_.outcome().has_value());
       {
         absl::MutexLock lock(&self->mutex_);
         self->results_.push_back(std::move(result));

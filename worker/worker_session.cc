@@ -246,6 +246,11 @@ std::optional<absl::StatusOr<v1::StepResult>> WorkerSession::CollectOldest() {
 
 void WorkerSession::FinishStep(Step step,
                                absl::StatusOr<v1::StepResult> outcome) {
+  if (!outcome.ok()) {
+    // What a step says that was woken by the end tells nothing of its cause.
+    absl::MutexLock lock(&mutex_);
+    if (outcome_.has_value()) outcome = OverStatus();
+  }
   const absl::Status status = outcome.status();
   v1::StepResult result = outcome.ok() ? *std::move(outcome) : v1::StepResult();
   const absl::Time now = absl::Now();

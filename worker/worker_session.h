@@ -73,8 +73,8 @@ class WorkerSession {
   absl::Status OpenStream();
   // Runs a step; `done` is called in the order of the calls. Where the device
   // works on its own, a step is launched while the one before it runs. A
-  // failure is in the result, and ends the session. REQUIRES: OpenStream
-  // succeeded.
+  // failure is in the result, and ends the session; steps that the end of the
+  // session cuts short say why it is over. REQUIRES: OpenStream succeeded.
   void Execute(v1::StepPlan plan,
                absl::AnyInvocable<void(v1::StepResult) &&> done);
 

@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "absl/synchronization/notification.h"
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "coordinator/request.h"
 #include "tests/coordinator/fake_group.h"
 #include "tests/coordinator/strict_worker.h"
@@ -503,6 +503,25 @@ TEST_P(EngineTest, AGroupLostWhileIdleIsNoticed) {
   EXPECT_EQ(lost(), std::vector<absl::Status>{why});
 }
 
+TEST_P(EngineTest, AGroupThatWasToldToStopIsNotLost) {
+  Start();
+  group_->Hold();
+  RecordingSink running, late;
+  Submit(Request({1}, 1000), &running);
+  ASSERT_TRUE(group_->Allow(2));
+  absl::Status end = absl::UnavailableError("the server is shutting down");
+  end.SetPayload(kShutDownPayload, absl::Cord());
+  group_->Lose(end);
+  running.WaitUntilOver();
+  EXPECT_EQ(running.error(),
+            absl::UnavailableError("the server is shutting down"));
+  Submit(Request({3}, 10), &late);
+  late.WaitUntilOver();
+  EXPECT_EQ(late.error().code(), absl::StatusCode::kUnavailable);
+  engine_->Stop();
+  EXPECT_EQ(lost(), std::vector<absl::Status>());
+}
+
 TEST_P(EngineTest, DrainingLetsRunningStreamsEndAndRefusesTheRest) {
   options_.scheduler.max_num_seqs = 1;
   Start();
@@ -726,25 +745,6 @@ TEST_P(SwitchTest, ADrainWhoseCallerLeavesChangesNothing) {
   EXPECT_EQ(held.tokens().size(), 10);
 }
 
-TEST_P(SwitchTest, ARefusedPrepareChangesNothing) {
-  Start();
-  RecordingSink running, after;
-  Submit(Request({1}, kLong), &running);
-  running.WaitForTokens(3);
-  group_->RefusePrepare(absl::AbortedError("rank 1 (fake:2): no memory"));
-  const auto done = Switch("gdn", v1::IN_FLIGHT_RECOMPUTE);
-  EXPECT_EQ(done.status(), absl::AbortedError("rank 1 (fake:2): no memory"));
-  EXPECT_EQ(engine_->placements()->epoch(), 1);
-  Submit(Request({1}, 10), &after);
-  running.WaitUntilOver();
-  after.WaitUntilOver();
-  EXPECT_EQ(running.tokens(), Continuation({1}, Uniform(kAttention), kLong));
-  EXPECT_EQ(after.tokens(), Continuation({1}, Uniform(kAttention), 10));
-  EXPECT_TRUE(group_->committed_epochs().empty());
-}
-
-TEST_P(SwitchTest, BadTargetsAreRefusedBeforeAnyRankHears) {
-  Start();
 TEST_P(SwitchTest, WhoeverLeavesWhileAnotherChangeIsUnderWayChangesNothing) {
   Start();
   group_->Hold();
@@ -802,6 +802,25 @@ TEST_P(SwitchTest, WhoeverLeavesWhileTheRanksPrepareChangesNothing) {
   EXPECT_EQ(next->epoch, 2);
 }
 
+TEST_P(SwitchTest, ARefusedPrepareChangesNothing) {
+  Start();
+  RecordingSink running, after;
+  Submit(Request({1}, kLong), &running);
+  running.WaitForTokens(3);
+  group_->RefusePrepare(absl::AbortedError("rank 1 (fake:2): no memory"));
+  const auto done = Switch("gdn", v1::IN_FLIGHT_RECOMPUTE);
+  EXPECT_EQ(done.status(), absl::AbortedError("rank 1 (fake:2): no memory"));
+  EXPECT_EQ(engine_->placements()->epoch(), 1);
+  Submit(Request({1}, 10), &after);
+  running.WaitUntilOver();
+  after.WaitUntilOver();
+  EXPECT_EQ(running.tokens(), Continuation({1}, Uniform(kAttention), kLong));
+  EXPECT_EQ(after.tokens(), Continuation({1}, Uniform(kAttention), 10));
+  EXPECT_TRUE(group_->committed_epochs().empty());
+}
+
+TEST_P(SwitchTest, BadTargetsAreRefusedBeforeAnyRankHears) {
+  Start();
   v1::Placement unknown;
   unknown.set_preset("unknown");
   const auto never = [] { return false; };

@@ -127,7 +127,8 @@ TEST_P(WorldSizeTest, RunsSteps) {
   for (auto& worker : workers_)
     EXPECT_TRUE(worker->session().outcome().value().ok());
   EXPECT_FALSE(failed_.HasBeenNotified());
-  ExpectLost(*group_, {"shut down"});
+  ExpectLost(*group_, {"shutting down"});
+  EXPECT_TRUE(group_->health().GetPayload(kShutDownPayload).has_value());
 }
 
 INSTANTIATE_TEST_SUITE_P(WorldSizes, WorldSizeTest, testing::Values(1, 2, 4));

@@ -123,6 +123,22 @@ class StopTest(unittest.TestCase):
             coordinator.address("health on", 60)
             self.assertEqual(coordinator.stop(), 0)
             self.assertIn("told to stop before it served", "\n".join(coordinator.stderr_lines))
+    def test_a_worker_that_is_told_to_stop_is_named(self):
+        server = Server(world_size=2)
+        streams = [server.generation.Generate(endless(mixer)) for mixer in ["attention", "gdn"]]
+        for stream in streams:
+            next(stream)
+        os.kill(server.worker_pids()[0], signal.SIGTERM)
+        for stream in streams:
+            with self.assertRaises(grpc.RpcError) as raised:
+                for _ in stream:
+                    pass
+            self.assertEqual(raised.exception.code(), grpc.StatusCode.UNAVAILABLE)
+            self.assertRegex(raised.exception.details(), "^rank 0 ")
+        self.assertEqual(server.process.wait(30), 1)
+        server.stop()
+
+
 
     def test_sigterm_finishes_running_streams_and_refuses_new_ones(self):
         server = Server(world_size=2)
