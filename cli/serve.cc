@@ -22,6 +22,7 @@
 #include "cli/flags.h"
 #include "cli/subprocess.h"
 #include "coordinator/coordinator_main.h"
+#include "coordinator/stop_requests.h"
 #include "kernels/device.h"
 #include "kernels/status.h"
 #include "log/log.h"
@@ -180,6 +181,7 @@ int ServeCommand(absl::Span<const std::string> args) {
                      absl::StrCat("--log-level=", options.log_level)};
 
   absl::StatusOr<std::unique_ptr<CoordinatorModel>> model =
+  StopRequests stop;
       LoadCoordinatorModel(options, local.world_size);
   if (!model.ok()) return FailServing(model.status());
   absl::StatusOr<std::string> token_file = MakeGroupToken();
@@ -190,7 +192,7 @@ int ServeCommand(absl::Span<const std::string> args) {
     return FailServing(status);
   }
   const int exit_code =
-      RunCoordinator(options, model->get(), workers.addresses());
+      RunCoordinator(options, model->get(), workers.addresses(), &stop);
   workers.Finish();
   return exit_code;
 }
@@ -224,7 +226,8 @@ int CoordinatorCommand(absl::Span<const std::string> args) {
   absl::StatusOr<std::unique_ptr<CoordinatorModel>> model =
       LoadCoordinatorModel(options, static_cast<int32_t>(workers.size()));
   if (!model.ok()) return FailServing(model.status());
-  return RunCoordinator(options, model->get(), workers);
+  StopRequests stop;
+  return RunCoordinator(options, model->get(), workers, &stop);
 }
 
 }  // namespace switchyard

@@ -4,22 +4,18 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
-#include "absl/synchronization/mutex.h"
 #include "coordinator/engine_telemetry.h"
 #include "coordinator/liveness.h"
 #include "coordinator/log.h"
 #include "coordinator/metrics.h"
 #include "coordinator/metrics_server.h"
 #include "coordinator/presets_watcher.h"
-#include "coordinator/termination_signals.h"
 #include "coordinator/worker_group.h"
 #include "kernels/status.h"
 #include "model/random_init.h"
@@ -100,72 +96,11 @@ void Describe(const CoordinatorModel& model, const WorkerGroup& group) {
                       static_cast<double>(facts.cache_bytes) / (1 << 20)));
 }
 
-// What the main thread waits for.
-class Events {
- public:
-  void Signal(int count) ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
-    // Nothing is served yet, so nothing has to end in an orderly way; workers
-    // notice that their coordinator is gone.
-    if (!serving_) {
-      Log(LogLevel::kInfo, "told to stop before it served");
-      FlushLog();
-      std::_Exit(0);
-    }
-    num_signals_ = count;
-  }
-  void Lost() ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
-    lost_ = true;
-  }
-  void Idle() ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
-    idle_ = true;
-  }
-  void Serving() ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
-    serving_ = true;
-  }
-
-  bool is_lost() const ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
-    return lost_;
-  }
-  void WaitForSignalOrLoss() ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
-    mutex_.Await(absl::Condition(
-        +[](Events* e) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-          return e->num_signals_ > 0 || e->lost_;
-        },
-        this));
-  }
-  // Until the last stream has ended, a second signal comes or patience ends;
-  // true in the first case.
-  bool WaitUntilIdle(absl::Duration patience) ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
-    mutex_.AwaitWithTimeout(absl::Condition(
-                                +[](Events* e) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-                                  return e->idle_ || e->num_signals_ > 1;
-                                },
-                                this),
-                            patience);
-    return idle_;
-  }
-
- private:
-  mutable absl::Mutex mutex_;
-  int num_signals_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool serving_ ABSL_GUARDED_BY(mutex_) = false;
-  bool lost_ ABSL_GUARDED_BY(mutex_) = false;
-  bool idle_ ABSL_GUARDED_BY(mutex_) = false;
-};
-
 // The exit code, or why nothing could be served.
 absl::StatusOr<int> Serve(const CoordinatorOptions& options,
                           CoordinatorModel* model,
-                          const std::vector<std::string>& workers) {
-  Events events;
-  TerminationSignals signals([&events](int count) { events.Signal(count); });
+                          const std::vector<std::string>& workers,
+                          StopRequests* stop) {
   // Loading may take long: what would stop the server after it stops it now.
   SY_RETURN_IF_ERROR(CheckPorts(options.server.host,
                                 {{"--port", options.server.port},
@@ -210,8 +145,8 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
   engine_options.observer = &telemetry;
   Engine engine(engine_options, &model->served, *std::move(model->placements),
                 std::move(cache_spec), group.get(),
-                [&events](const absl::Status&) {
-                  events.Lost();  // the observer has logged it
+                [stop](const absl::Status&) {
+                  stop->Lost();  // the observer has logged it
                 });
   SY_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
                       Server::Start(options.server, &engine, &model->served));
@@ -221,11 +156,6 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
   SY_ASSIGN_OR_RETURN(const std::unique_ptr<MetricsServer> metrics_server,
                       MetricsServer::Start(metrics_port, &metrics));
   LivenessMonitor liveness(
-  if (const absl::Status status = ValidateBlockSize(options.block_size);
-      !status.ok()) {
-    return absl::Status(status.code(),
-                        absl::StrCat("--block-size: ", status.message()));
-  }
       options.liveness_timeout, [&engine] { return engine.overdue(); },
       [&health, &server, &metrics, &options](bool alive) {
         if (alive) {
@@ -244,7 +174,7 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
       [&engine](Presets now) { return engine.ReplaceFilePresets(now); },
       [](LogLevel level, absl::string_view line) { Log(level, line); });
   if (!options.presets_file.empty()) presets.Start(kPresetsInterval);
-  events.Serving();
+  stop->Serving();
   set_ready(true);
   std::printf("serving on %s\nadmin on %s\nmetrics on %s\n",
               server->address().c_str(), server->admin_address().c_str(),
@@ -257,15 +187,15 @@ absl::StatusOr<int> Serve(const CoordinatorOptions& options,
        {"metrics_address", metrics_server->address()},
        {"epoch", model_epoch}});
 
-  events.WaitForSignalOrLoss();
+  stop->WaitForSignalOrLoss();
   set_ready(false);
   server->AnnounceDraining();
   bool idle = true;
-  if (!events.is_lost()) {
-    engine.Drain([&events] { events.Idle(); });
-    idle = events.WaitUntilIdle(options.drain_timeout);
+  if (!stop->is_lost()) {
+    engine.Drain([stop] { stop->Idle(); });
+    idle = stop->WaitUntilIdle(options.drain_timeout);
   }
-  const bool lost = events.is_lost();
+  const bool lost = stop->is_lost();
   // Ends what still runs now, even if a step hangs.
   if (!lost && !idle) group->Shutdown();
   engine.Stop();
@@ -291,6 +221,11 @@ absl::StatusOr<std::unique_ptr<CoordinatorModel>> LoadCoordinatorModel(
   served.limits = options.limits;
   for (const std::string& notice : served.config.notices) Log(notice);
   SY_RETURN_IF_ERROR(ValidateTensorParallel(served.config, world_size));
+  if (const absl::Status status = ValidateBlockSize(options.block_size);
+      !status.ok()) {
+    return absl::Status(status.code(),
+                        absl::StrCat("--block-size: ", status.message()));
+  }
 
   const uint32_t context =
       static_cast<uint32_t>(served.config.max_position_embeddings);
@@ -323,8 +258,9 @@ absl::StatusOr<std::unique_ptr<CoordinatorModel>> LoadCoordinatorModel(
 }
 
 int RunCoordinator(const CoordinatorOptions& options, CoordinatorModel* model,
-                   const std::vector<std::string>& workers) {
-  const absl::StatusOr<int> exit_code = Serve(options, model, workers);
+                   const std::vector<std::string>& workers,
+                   StopRequests* stop) {
+  const absl::StatusOr<int> exit_code = Serve(options, model, workers, stop);
   if (exit_code.ok()) return *exit_code;
   Log(LogLevel::kError, exit_code.status().message());
   return 1;

@@ -17,6 +17,7 @@
 #include "coordinator/sampling_params.h"
 #include "coordinator/served_model.h"
 #include "coordinator/server.h"
+#include "coordinator/stop_requests.h"
 #include "model/cache_spec.h"
 #include "rpc/credentials.h"
 
@@ -75,10 +76,9 @@ absl::StatusOr<std::unique_ptr<CoordinatorModel>> LoadCoordinatorModel(
 // `serving on HOST:PORT`, `admin on HOST:PORT` and `metrics on HOST:PORT` when
 // it is ready. The first signal takes readiness back, refuses new requests and
 // lets running streams end; after drain_timeout, or at a second signal, the
-// rest ends with UNAVAILABLE. REQUIRES: called from the main thread, before
-// other threads start.
+// rest ends with UNAVAILABLE. `stop` is borrowed.
 int RunCoordinator(const CoordinatorOptions& options, CoordinatorModel* model,
-                   const std::vector<std::string>& workers);
+                   const std::vector<std::string>& workers, StopRequests* stop);
 
 }  // namespace switchyard
 
