@@ -10,6 +10,13 @@
 namespace switchyard {
 namespace {
 
+// A pending chunk of so many bytes gets no more tokens. gRPC's clients refuse
+// messages of more than 4 MiB unless told otherwise.
+constexpr size_t kLongChunkBytes = 64 << 10;
+
+// At most, of one token id on the wire.
+constexpr size_t kTokenIdBytes = 5;
+
 void Serialize(const v1::GenerateResponse& message, grpc::ByteBuffer* buffer) {
   buffer->Clear();  // gRPC serialises into empty buffers only
   bool own_buffer = false;
@@ -67,12 +74,18 @@ void GenerateStream::OnTokens(const TokenDelta& delta) {
   {
     absl::MutexLock lock(&mutex_);
     if (broken_) return;
+    if (chunk_bytes_ >= kLongChunkBytes) {
+      Serialize(chunk_, &long_chunks_.emplace_back());
+      ClearChunk();
+    }
     v1::TokenChunk* chunk = chunk_.mutable_chunk();
+    chunk_bytes_ += delta.text.size() + delta.token_ids.size() * kTokenIdBytes;
     chunk->mutable_token_ids()->Add(delta.token_ids.begin(),
                                     delta.token_ids.end());
     chunk->mutable_text()->append(delta.text.data(), delta.text.size());
     if (delta.logprobs != nullptr) {
       for (size_t i = 0; i < delta.token_ids.size(); ++i) {
+        chunk_bytes_ += delta.logprobs[i].ByteSizeLong();
         chunk->add_logprobs()->Swap(&delta.logprobs[i]);
       }
     }
@@ -134,18 +147,30 @@ void GenerateStream::OnCancel() {
   if (handle != 0) engine_->Cancel(handle);
 }
 
+void GenerateStream::ClearChunk() {
+  chunk_.mutable_chunk()->Clear();
+  chunk_bytes_ = 0;
+  has_pending_ = false;
+}
+
 GenerateStream::Next GenerateStream::Advance() {
   if (is_starting_ || is_writing_) return Next::kNothing;
   if (broken_) {
     has_pending_ = has_complete_ = false;
+    long_chunks_.clear();
     if (!ended_) return Next::kNothing;
     if (status_.ok()) status_ = absl::CancelledError("the client went away");
     return Next::kFinish;
   }
+  if (!long_chunks_.empty()) {
+    writing_.Swap(&long_chunks_.front());
+    long_chunks_.pop_front();
+    is_writing_ = true;
+    return Next::kWrite;
+  }
   if (has_pending_) {
     Serialize(chunk_, &writing_);
-    chunk_.mutable_chunk()->Clear();
-    has_pending_ = false;
+    ClearChunk();
     is_writing_ = true;
     return Next::kWrite;
   }

@@ -5,7 +5,9 @@
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
@@ -46,7 +48,8 @@ class OpenStreams {
 
 // Between the engine's thread, which pushes events, and gRPC's threads, which
 // report what has been written. At most one write is outstanding; events that
-// come meanwhile join one pending chunk. Deletes itself when gRPC is done with
+// come meanwhile join one pending chunk, or several where one message would
+// grow too long for a client to take. Deletes itself when gRPC is done with
 // it, which is after the engine's last event, because only that ends the call.
 class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                              public RequestSink {
@@ -86,6 +89,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // What to do now that no write is outstanding. A write has been serialised
   // into writing_.
   Next Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ClearChunk() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Does it. After kFinish nothing may touch this object.
   void Do(Next next) ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -104,8 +108,11 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;   // the engine's last event came
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;  // the client does not read
   bool has_complete_ ABSL_GUARDED_BY(mutex_) = false;
+  // Chunks that are long enough, before chunk_.
+  std::deque<grpc::ByteBuffer> long_chunks_ ABSL_GUARDED_BY(mutex_);
   // Reused for every message: its strings and arrays keep their memory.
   v1::GenerateResponse chunk_ ABSL_GUARDED_BY(mutex_);
+  size_t chunk_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // about
   v1::GenerateResponse complete_ ABSL_GUARDED_BY(mutex_);
   absl::Status status_ ABSL_GUARDED_BY(mutex_);  // how the call ends
   grpc::ByteBuffer writing_;  // untouched while a write is outstanding
