@@ -193,6 +193,20 @@ void FlagSet::Duration(std::string name, absl::Duration* value,
        }});
 }
 
+void FlagSet::Unsigned(std::string name, std::optional<uint64_t>* value,
+                       std::string help) {
+  Add({std::move(name), "N", std::move(help), "", kOptional,
+       [value](absl::string_view text) {
+         uint64_t parsed = 0;
+         if (!absl::SimpleAtoi(text, &parsed)) {
+           return Bad(absl::StrCat("expected a whole number from 0 to ",
+                                   std::numeric_limits<uint64_t>::max()));
+         }
+         *value = parsed;
+         return absl::OkStatus();
+       }});
+}
+
 std::string FlagSet::IntegerText(int64_t value) { return absl::StrCat(value); }
 
 std::string FlagSet::RealText(double value) { return absl::StrCat(value); }

@@ -67,6 +67,9 @@ class FlagSet {
     AddInt(std::move(name), DefaultText(*value), min, max, std::move(help),
            presence, [value](int64_t v) { *value = v; });
   }
+  // Any of 64 bits.
+  void Unsigned(std::string name, std::optional<uint64_t>* value,
+                std::string help);
   // T is float, double or an optional of one.
   template <typename T>
   void Real(std::string name, T* value, double min, double max,

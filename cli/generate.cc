@@ -77,7 +77,7 @@ void Declare(FlagSet& flags, GenerateOptions& options) {
              "per earlier occurrence in the output");
   flags.Real("presence-penalty", &options.presence_penalty, -2, 2,
              "once per token in the output");
-  flags.Int("seed", &options.seed, 0, INT64_MAX, "same seed, same tokens");
+  flags.Unsigned("seed", &options.seed, "same seed, same tokens");
   flags.String("stop", &options.stop, "TEXT", "ends before this text");
   flags.Bool("ignore-eos", &options.ignore_eos,
              "goes on after the end-of-text token");

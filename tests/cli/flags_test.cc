@@ -17,6 +17,7 @@ struct Options {
   bool json = false;
   double temperature = 1;
   std::optional<uint32_t> top_k;
+  std::optional<uint64_t> seed;
   std::optional<int64_t> cache_bytes;
   absl::Duration timeout = absl::Seconds(30);
   std::vector<std::string> workers;
@@ -34,6 +35,7 @@ class FlagsTest : public ::testing::Test {
     flags_.Bool("json", &options_.json, "machine readable");
     flags_.Real("temperature", &options_.temperature, 0, 2, "of sampling");
     flags_.Int("top-k", &options_.top_k, 0, 1000, "candidates");
+    flags_.Unsigned("seed", &options_.seed, "of the draws");
     flags_.Bytes("cache-bytes", &options_.cache_bytes, "of the arena");
     flags_.Duration("timeout", &options_.timeout, "of a step",
                     absl::Milliseconds(1));
@@ -51,6 +53,18 @@ class FlagsTest : public ::testing::Test {
   Options options_;
   FlagSet flags_;
 };
+
+TEST_F(FlagsTest, AnUnsignedNumberHas64Bits) {
+  const auto action = flags_.Parse(
+      std::vector<std::string>{"--model=m", "--seed=18446744073709551615"});
+  ASSERT_TRUE(action.ok()) << action.status();
+  EXPECT_EQ(options_.seed, 18446744073709551615u);
+  for (const char* bad : {"-1", "18446744073709551616", "1.5", "x"}) {
+    EXPECT_NE(Error({std::string("--seed=") + bad})
+                  .find("from 0 to 18446744073709551615"),
+              std::string::npos);
+  }
+}
 
 TEST_F(FlagsTest, ReadsEveryKindInBothForms) {
   const auto action = flags_.Parse(std::vector<std::string>{
