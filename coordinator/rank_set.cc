@@ -53,6 +53,12 @@ absl::Status RankSet::Connect(absl::Duration timeout) {
         absl::SleepFor(kProgressInterval);
         continue;
       }
+      if (absl::IsUnimplemented(free.status())) {
+        return absl::FailedPreconditionError(
+            absl::StrCat(Name(r),
+                         " is no worker: another server listens there, or a "
+                         "`switchyard worker` of another version"));
+      }
       if (!free.ok()) return Annotate(r, free.status());
       if (*free) break;
       // Asking it again and again would tell it that its coordinator lives.

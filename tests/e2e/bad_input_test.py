@@ -239,6 +239,11 @@ class BadStartTest(unittest.TestCase):
             file.write(struct.pack("<Q", 1 << 40))
         self.fails(["model-00002-of-00002.safetensors"], *self.serve(model))
 
+    def test_worker_that_is_another_server(self):
+        with Server() as other:
+            self.fails([other.target, "no worker"], "--model", TINY, "--workers", other.target, "--port", "0", "--admin-port",
+                       "0", "--metrics-port", "0", "--health-port", "0", command="coordinator")
+
     def test_world_size_that_does_not_divide_the_heads(self):
         self.fails(["head", "3"], *self.serve(TINY, "--tensor-parallel-size", "3"))
 
@@ -272,6 +277,9 @@ class BadStartTest(unittest.TestCase):
     def test_no_time_at_all(self):
         self.fails(["--step-timeout", "at least 1ms"], *self.serve(TINY, "--step-timeout", "0"))
 
+    def test_blocks_that_no_kernel_can_page(self):
+        self.fails(["--block-size", "power of two", "48"], *self.serve(TINY, "--block-size", "48"))
+
     def test_cache_too_small_for_anything(self):
         self.fails(["cache of 1 bytes", "256"], *self.serve(TINY, "--cache-bytes", "1"))
 
@@ -298,9 +306,6 @@ class BadStartTest(unittest.TestCase):
 
     def test_cuda_where_there_is_none(self):
         if os.path.exists("/dev/nvidia0"):
-    def test_blocks_that_no_kernel_can_page(self):
-        self.fails(["--block-size", "power of two", "48"], *self.serve(TINY, "--block-size", "48"))
-
             return
         self.fails(["cuda"], *self.serve(TINY, "--device", "cuda"))
 
