@@ -111,7 +111,12 @@ class LocalWorkers {
     const absl::Time deadline = absl::Now() + kWorkerExit;
     for (size_t rank = 0; rank < processes_.size(); ++rank) {
       const absl::StatusOr<int> code = processes_[rank]->Wait(deadline);
-      if (!code.ok() || *code == 0) continue;
+      if (!code.ok()) {
+        Log(LogLevel::kError, "the worker did not end, and is killed",
+            {{"rank", rank}});
+        continue;
+      }
+      if (*code == 0) continue;
       Log(LogLevel::kError,
           *code > 128
               ? absl::StrCat("the worker was ended by signal ", *code - 128)
@@ -176,12 +181,12 @@ int ServeCommand(absl::Span<const std::string> args) {
                "where they reach each other's memory");
   AddEngineFlags(&options, &flags);
   if (std::optional<int> code = flags.ParseOrExitCode(args)) return *code;
+  StopRequests stop;
   StartLog(options);
   local.log_flags = {absl::StrCat("--log-format=", options.log_format),
                      absl::StrCat("--log-level=", options.log_level)};
 
   absl::StatusOr<std::unique_ptr<CoordinatorModel>> model =
-  StopRequests stop;
       LoadCoordinatorModel(options, local.world_size);
   if (!model.ok()) return FailServing(model.status());
   absl::StatusOr<std::string> token_file = MakeGroupToken();
@@ -221,12 +226,12 @@ int CoordinatorCommand(absl::Span<const std::string> args) {
                  std::string(status.message()).c_str());
     return kExitUsage;
   }
+  StopRequests stop;
   StartLog(options);
 
   absl::StatusOr<std::unique_ptr<CoordinatorModel>> model =
       LoadCoordinatorModel(options, static_cast<int32_t>(workers.size()));
   if (!model.ok()) return FailServing(model.status());
-  StopRequests stop;
   return RunCoordinator(options, model->get(), workers, &stop);
 }
 

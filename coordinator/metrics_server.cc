@@ -12,7 +12,7 @@ namespace switchyard {
 namespace {
 
 // Scrapers that a slow or silent one cannot hold up.
-constexpr int kNumThreads = 4;
+constexpr int kNumThreads = 32;
 // A scraper that does not speak or listen for this long is cut off.
 constexpr time_t kPatienceSeconds = 5;
 constexpr size_t kMaxBodyBytes = 1024;

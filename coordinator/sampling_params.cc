@@ -4,7 +4,9 @@
 #include <cmath>
 #include <string>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
 #include "kernels/status.h"
 
@@ -16,11 +18,25 @@ constexpr float kDefaultTopP = 1.0f;
 constexpr float kDefaultRepetitionPenalty = 1.0f;
 constexpr float kMaxPenalty = 2.0f;
 
+// With as many digits as it takes to tell it from its neighbours.
+std::string Text(float value) {
+  const std::string text = absl::StrCat(value);
+  float read = 0;
+  return !absl::SimpleAtof(text, &read) || read == value
+             ? text
+             : absl::StrFormat("%.9g", value);
+}
+
+template <typename Integer>
+std::string Text(Integer value) {
+  return absl::StrCat(value);
+}
+
 template <typename Number>
 absl::Status Invalid(absl::string_view field, absl::string_view range,
                      Number value) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("sampling.", field, " must be ", range, ", and is ", value));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "sampling.", field, " must be ", range, ", and is ", Text(value)));
 }
 
 absl::Status CheckProbabilities(const v1::SamplingParams& params) {

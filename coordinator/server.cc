@@ -5,7 +5,10 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/support/server_interceptor.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -26,8 +29,10 @@ namespace {
 constexpr int kPeerPingMs = 60 * 1000;
 constexpr int kPeerPingTimeoutMs = 20 * 1000;
 
+// As gRPC takes them; the longest it takes is 24 days.
 int Milliseconds(absl::Duration duration) {
-  return static_cast<int>(absl::ToInt64Milliseconds(duration));
+  return static_cast<int>(std::min<int64_t>(absl::ToInt64Milliseconds(duration),
+                                            std::numeric_limits<int>::max()));
 }
 
 void Limit(const ConnectionLimits& limits, grpc::ServerBuilder* builder) {

@@ -58,6 +58,8 @@ const Case kCases[] = {
     {"TopPOne", [](auto& p) { p.set_top_p(1); }, ""},
     {"TopPZero", [](auto& p) { p.set_top_p(0); },
      "sampling.top_p must be above 0 and at most 1, and is 0"},
+    {"TopPJustBeyond", [](auto& p) { p.set_top_p(1.0000001f); },
+     "sampling.top_p must be above 0 and at most 1, and is 1.00000012"},
     {"TopPBeyond", [](auto& p) { p.set_top_p(1.01f); }, "sampling.top_p"},
     {"TopPNan", [](auto& p) { p.set_top_p(kNan); }, "sampling.top_p"},
     {"TopKLarge", [](auto& p) { p.set_top_k(UINT32_MAX); }, ""},
