@@ -45,6 +45,16 @@ class ClientGoneTest(unittest.TestCase):
             total = [sum(len(e.chunk.token_ids) for e in stream) for stream in lazy]  # nothing was lost meanwhile
             self.assertEqual(total, [1500] * 4)
 
+    def test_no_message_grows_too_long_for_a_client_that_reads_late(self):
+        with Server() as server:
+            lazy = server.generation.Generate(request([1], max_tokens=3000, ignore_eos=True, logprobs=20))
+            events = [next(lazy)]
+            server.wait_until_idle(120)
+            events += lazy
+            self.assertEqual(sum(len(event.chunk.token_ids) for event in events), 3000)
+            self.assertGreater(sum(event.ByteSize() for event in events), 500_000)
+            self.assertLess(max(event.ByteSize() for event in events), 70_000)
+
 
 class WorkerLostTest(unittest.TestCase):
     def lose(self, signal_number, *flags):
@@ -113,16 +123,6 @@ class WorkerLostTest(unittest.TestCase):
             return False
 
 
-class StopTest(unittest.TestCase):
-    def test_sigterm_before_it_serves(self):
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            command = [BINARY, "coordinator", "--model", TINY, "--workers", f"127.0.0.1:{unused.getsockname()[1]}",
-                       "--port", "0", "--admin-port", "0", "--metrics-port", "0", "--health-port", "0"]
-            coordinator = Process(command)
-            coordinator.address("health on", 60)
-            self.assertEqual(coordinator.stop(), 0)
-            self.assertIn("told to stop before it served", "\n".join(coordinator.stderr_lines))
     def test_a_worker_that_is_told_to_stop_is_named(self):
         server = Server(world_size=2)
         streams = [server.generation.Generate(endless(mixer)) for mixer in ["attention", "gdn"]]
@@ -139,6 +139,42 @@ class StopTest(unittest.TestCase):
         server.stop()
 
 
+class StopTest(unittest.TestCase):
+    def test_sigterm_while_the_workers_start(self):
+        server = Process([BINARY, "serve", "--model", TINY, "--device", "cpu", "--port", "0", "--admin-port", "0",
+                          "--metrics-port", "0", "--health-port", "0"])
+        while not server.worker_pids() and server.process.poll() is None:
+            time.sleep(0.001)
+        self.assertEqual(server.stop(), 0)
+
+    def test_a_second_sigterm_ends_the_streams_without_an_error_in_the_log(self):
+        server = Server(world_size=2)
+        streams = [server.generation.Generate(endless(mixer)) for mixer in ["attention", "gdn"]]
+        for stream in streams:
+            next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        while server.health("switchyard.v1.GenerationService") == "SERVING":
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        for stream in streams:
+            with self.assertRaises(grpc.RpcError) as raised:
+                for _ in stream:
+                    pass
+            self.assertEqual((raised.exception.code(), raised.exception.details()),
+                             (grpc.StatusCode.UNAVAILABLE, "the server is shutting down"))
+        self.assertEqual(server.process.wait(30), 0)
+        server.stop()
+        self.assertEqual([line for line in server.stderr_lines if " error " in line], [])
+
+    def test_sigterm_before_it_serves(self):
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            command = [BINARY, "coordinator", "--model", TINY, "--workers", f"127.0.0.1:{unused.getsockname()[1]}",
+                       "--port", "0", "--admin-port", "0", "--metrics-port", "0", "--health-port", "0"]
+            coordinator = Process(command)
+            coordinator.address("health on", 60)
+            self.assertEqual(coordinator.stop(), 0)
+            self.assertIn("told to stop before it served", "\n".join(coordinator.stderr_lines))
 
     def test_sigterm_finishes_running_streams_and_refuses_new_ones(self):
         server = Server(world_size=2)

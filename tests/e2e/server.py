@@ -59,6 +59,15 @@ class Process:
             if match:
                 return match.group(1)
 
+    def worker_pids(self):
+        """Process ids of the process's children, in rank order (they start in that order)."""
+        task = f"/proc/{self.process.pid}/task"
+        pids = set()
+        for thread in os.listdir(task):
+            with open(f"{task}/{thread}/children", encoding="ascii") as children:
+                pids.update(int(pid) for pid in children.read().split())
+        return sorted(pids)
+
     def __enter__(self):
         return self
 
@@ -136,15 +145,6 @@ class Server(Process):
             response_deserializer=health_pb2.HealthCheckResponse.FromString)
         for answer in call(health_pb2.HealthCheckRequest(service=service), timeout=timeout):
             yield health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-
-    def worker_pids(self):
-        """Process ids of the server's children, in rank order (they start in that order)."""
-        task = f"/proc/{self.process.pid}/task"
-        pids = set()
-        for thread in os.listdir(task):
-            with open(f"{task}/{thread}/children", encoding="ascii") as children:
-                pids.update(int(pid) for pid in children.read().split())
-        return sorted(pids)
 
     def info(self):
         return self.admin.GetServerInfo(admin.GetServerInfoRequest())
