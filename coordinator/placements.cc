@@ -145,10 +145,13 @@ absl::StatusOr<PlacementTable::Resolved> PlacementTable::ResolvePreset(
   if (it != presets_.end()) return Resolved{it->second, it->first};
   const size_t num_listed = std::min(presets_.size(), kMaxListedPresets);
   std::string known =
-      absl::StrJoin(presets_.begin(), std::next(presets_.begin(), num_listed),
-                    ", ", [](std::string* out, const auto& preset) {
-                      absl::StrAppend(out, preset.first);
-                    });
+      presets_.empty()
+          ? "none"
+          : absl::StrJoin(presets_.begin(),
+                          std::next(presets_.begin(), num_listed), ", ",
+                          [](std::string* out, const auto& preset) {
+                            absl::StrAppend(out, preset.first);
+                          });
   if (num_listed < presets_.size()) {
     absl::StrAppend(&known, " and ", presets_.size() - num_listed, " more");
   }
