@@ -6,9 +6,13 @@
 // write into another sequence's state. It owns the arena: one allocation, cut
 // up by the ids alone. One thread uses it.
 //
-// Invariants: the units of all live sequences are disjoint; a slot was zeroed
-// when it was handed out; with `poison_freed` every byte outside of them is
-// 0xff, a NaN in every float type. Behind the arena lies one more unit, the
+// A unit may outlive its sequences: one that is kept is there until it is
+// dropped. Kept blocks may be shared by sequences, which only read them; other
+// kept units are the source of copies.
+//
+// Invariants: units are disjoint; a slot was zeroed when it was handed out;
+// with `poison_freed` every byte outside of all units is 0xff, a NaN in every
+// float type. Behind the arena lies one more unit, the
 // padding's, which any number of sequences may write to at once.
 #ifndef SWITCHYARD_WORKER_CACHE_STORE_H_
 #define SWITCHYARD_WORKER_CACHE_STORE_H_
@@ -68,6 +72,26 @@ class CacheStore {
   // the arena, overlapping a live unit, or more than the layer can hold.
   absl::Status Append(SequenceCache& cache, int64_t layer, uint32_t cache_id);
 
+  // Appends a kept block to the layer's table, to be read only.
+  // InvalidArgument: no such layer, its table is a ring or no table, not a kept
+  // unit of its size, or one too many.
+  absl::Status Share(SequenceCache& cache, int64_t layer, uint32_t cache_id);
+
+  // InvalidArgument: no such unit, or it is kept already.
+  absl::Status Keep(uint32_t cache_id);
+  // Frees the unit unless a sequence holds it. InvalidArgument: not kept.
+  absl::Status Drop(uint32_t cache_id);
+
+  // One unit to another of the same size, in stream order.
+  struct UnitCopy {
+    uint32_t from_id = 0;
+    uint32_t to_id = 0;
+    bool keep = false;  // `to_id` is a new unit, kept by nobody but itself
+  };
+  // InvalidArgument: `from_id` is no unit; `to_id` is none of that size that
+  // one sequence alone holds, or, to be kept, overlaps one.
+  absl::Status Copy(absl::Span<const UnitCopy> copies);
+
   // Whether the sequence holds what its first `num_tokens` positions need.
   // InvalidArgument names the layer.
   absl::Status CheckCovers(const SequenceCache& cache,
@@ -78,7 +102,8 @@ class CacheStore {
   // Release.
   SequenceCache PaddingCache(const Placement& placement) const;
 
-  // Takes all units back, and poisons them if asked to.
+  // Takes all units back but those that are kept or shared, and poisons them if
+  // asked to.
   absl::Status Release(SequenceCache& cache);
 
   // Whether a sequence holds a table of blocks there, or else one slot.
@@ -90,6 +115,7 @@ class CacheStore {
     return spec_->NumUnits(layer, mixer, num_tokens);
   }
 
+  // By sequences or kept.
   int64_t num_units_held() const { return live_.size(); }
 
  private:
@@ -100,11 +126,23 @@ class CacheStore {
         options_(options),
         arena_(std::move(arena)) {}
 
+  struct Unit {
+    uint32_t end = 0;  // granule
+    int32_t num_holders = 0;
+    bool kept = false;
+  };
+
+  // OK if a unit of granules [begin, end) fits into the arena, beside others.
+  absl::Status CheckFree(uint32_t begin, int64_t num_bytes) const;
+  // Of a sequence's layer, before it gets one more unit.
+  absl::Status CheckRoom(const SequenceCache& cache, int64_t layer) const;
+  absl::Status Free(std::map<uint32_t, Unit>::iterator unit);
+
   Device* const device_;
   const CacheSpec* const spec_;
   const CacheStoreOptions options_;
   DeviceBuffer arena_;
-  std::map<uint32_t, uint32_t> live_;  // units held: first granule -> end
+  std::map<uint32_t, Unit> live_;  // by first granule
 };
 
 }  // namespace switchyard

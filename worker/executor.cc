@@ -67,10 +67,17 @@ absl::Status Executor::Launch(const v1::StepPlan& plan) {
   step.graph = false;
   step.record_time = absl::ZeroDuration();
   step.after_warming = std::exchange(warmed_, false);
+  for (const uint32_t id : plan.kept()) {
+    SY_RETURN_IF_ERROR(cache_->Keep(id));
+  }
   SY_RETURN_IF_ERROR(Finish(plan));
+  for (const uint32_t id : plan.dropped()) {
+    SY_RETURN_IF_ERROR(cache_->Drop(id));
+  }
   SY_RETURN_IF_ERROR(LearnPlacements(plan));
   SY_RETURN_IF_ERROR(Start(plan));
   SY_ASSIGN_OR_RETURN(const std::vector<Work> batch, Check(plan));
+  SY_RETURN_IF_ERROR(CopyUnits(plan));
   if (batch.empty()) {
     SY_RETURN_IF_ERROR(marks(num_launched_).begin->Set());
     SY_RETURN_IF_ERROR(marks(num_launched_).end->Set());
@@ -173,11 +180,44 @@ absl::Status Executor::Start(const v1::StepPlan& plan) {
     }
     SY_ASSIGN_OR_RETURN(WorkerSequence sequence,
                         MakeWorkerSequence(start, placement->second, limits));
+    SY_RETURN_IF_ERROR(ShareCache(start, sequence));
     const auto it = sequences_.emplace(id, std::move(sequence)).first;
     it->second.incarnation = ++num_started_;
     output_->Admit(it->second);
   }
   return absl::OkStatus();
+}
+
+absl::Status Executor::ShareCache(const v1::SequenceStart& start,
+                                  WorkerSequence& sequence) {
+  const uint64_t id = start.sequence_id();
+  if (start.num_cached() >= sequence.tokens.size()) {
+    return BadSequence(id, absl::StrCat("has ", start.num_cached(),
+                                        " cached positions, but only ",
+                                        sequence.tokens.size(), " tokens"));
+  }
+  if (start.shared_layers_size() != start.shared_ids_size()) {
+    return BadSequence(id, absl::StrCat("has ", start.shared_layers_size(),
+                                        " shared layers, but ",
+                                        start.shared_ids_size(), " ids"));
+  }
+  sequence.num_cached = static_cast<int32_t>(start.num_cached());
+  for (int i = 0; i < start.shared_ids_size(); ++i) {
+    SY_RETURN_IF_ERROR(
+        Annotate(cache_->Share(sequence.cache, start.shared_layers(i),
+                               start.shared_ids(i)),
+                 absl::StrCat("sequence ", id)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Executor::CopyUnits(const v1::StepPlan& plan) {
+  std::vector<CacheStore::UnitCopy> copies;
+  copies.reserve(plan.copies_size());
+  for (const v1::CacheCopy& copy : plan.copies()) {
+    copies.push_back({copy.from_id(), copy.to_id(), copy.keep()});
+  }
+  return cache_->Copy(copies);
 }
 
 absl::StatusOr<std::vector<Executor::Work>> Executor::Check(

@@ -13,9 +13,11 @@
 // sequence decodes run as graphs on CUDA if ConfigureRequest.enable_graphs;
 // the first step of a shape runs without, and is recorded.
 //
-// A step's order in the stream: copy the packed arrays to the device, fetch
-// tokens that earlier steps sampled, run the model, sample, store the tokens,
-// copy results to page-locked memory. Nothing in Launch waits for the device.
+// A step's order in the stream: fill, poison and copy the cache as the plan
+// says (all of it device to device), copy the packed arrays to the device,
+// fetch tokens that earlier steps sampled, run the model, sample, store the
+// tokens, copy results to page-locked memory. Nothing in Launch waits for the
+// device.
 //
 // Invariants: once every launched step is done, each sequence's cache covers
 // and holds exactly its positions [0, num_cached); all ranks hold the same
@@ -132,6 +134,10 @@ class Executor final : public StepExecutor {
   absl::Status LearnPlacements(const v1::StepPlan& plan);
   absl::Status Start(const v1::StepPlan& plan);
   absl::StatusOr<std::vector<Work>> Check(const v1::StepPlan& plan);
+  // What a started sequence has in the cache already.
+  absl::Status ShareCache(const v1::SequenceStart& start,
+                          WorkerSequence& sequence);
+  absl::Status CopyUnits(const v1::StepPlan& plan);
   absl::StatusOr<Work> CheckStep(const v1::SequenceStep& step);
   absl::Status Run(const std::vector<Work>& batch, Step& step);
   absl::Status RunEager(const std::vector<Work>& batch, Step& step);

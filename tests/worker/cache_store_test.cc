@@ -146,5 +146,66 @@ TEST_F(CacheStoreTest, RefusesImpossibleArenas) {
   }
 }
 
+TEST_F(CacheStoreTest, KeptUnitsOutliveTheirSequences) {
+  SequenceCache first = Sequence("attention");
+  const uint32_t span = Span(first);
+  ASSERT_TRUE(store_->Append(first, 0, 0).ok());
+  ASSERT_TRUE(store_->Append(first, 0, span).ok());
+  *At(0) = 3;
+  SequenceCache second = Sequence("attention");
+  EXPECT_THAT(std::string(store_->Share(second, 0, 0).message()),
+              HasSubstr("not a kept block"));
+  ASSERT_TRUE(store_->Keep(0).ok());
+  EXPECT_FALSE(store_->Keep(0).ok());
+  EXPECT_FALSE(store_->Keep(7 * span).ok());
+  ASSERT_TRUE(store_->Share(second, 0, 0).ok());
+  ASSERT_TRUE(store_->Release(first).ok());
+  EXPECT_EQ(store_->num_units_held(), 1);
+  EXPECT_TRUE(std::isnan(*At(span)));
+  ASSERT_TRUE(store_->Drop(0).ok());
+  EXPECT_FALSE(store_->Drop(0).ok());
+  EXPECT_EQ(*At(0), 3);  // the second still reads it
+  ASSERT_TRUE(store_->Release(second).ok());
+  EXPECT_EQ(store_->num_units_held(), 0);
+  EXPECT_TRUE(std::isnan(*At(0)));
+}
+
+TEST_F(CacheStoreTest, SharesNoSlotsAndNoRings) {
+  for (const char* mixer : {"gdn", "sliding_window"}) {
+    SequenceCache first = Sequence(mixer);
+    ASSERT_TRUE(store_->Append(first, 0, 0).ok());
+    ASSERT_TRUE(store_->Keep(0).ok());
+    SequenceCache second = Sequence(mixer);
+    EXPECT_FALSE(store_->Share(second, 0, 0).ok()) << mixer;
+    ASSERT_TRUE(store_->Release(first).ok());
+    ASSERT_TRUE(store_->Drop(0).ok());
+  }
+}
+
+TEST_F(CacheStoreTest, CopiesWholeUnits) {
+  SequenceCache from = Sequence("gdn");
+  SequenceCache to = Sequence("gdn");
+  const uint32_t span = Span(from);
+  for (int32_t layer : {0, 1}) {
+    ASSERT_TRUE(store_->Append(from, layer, layer * span).ok());
+    ASSERT_TRUE(store_->Append(to, layer, (4 + layer) * span).ok());
+    *At(layer * span) = 1 + layer;
+  }
+  ASSERT_TRUE(store_->Copy({{0, 4 * span}, {span, 5 * span}}).ok());
+  EXPECT_EQ(*At(4 * span), 1);
+  EXPECT_EQ(*At(5 * span), 2);
+  ASSERT_TRUE(store_->Copy({{span, 8 * span, /*keep=*/true}}).ok());
+  EXPECT_EQ(*At(8 * span), 2);
+  EXPECT_EQ(store_->num_units_held(), 5);
+
+  EXPECT_FALSE(store_->Copy({{9 * span, span}}).ok());         // from nothing
+  EXPECT_FALSE(store_->Copy({{0, 9 * span}}).ok());            // to nothing
+  EXPECT_FALSE(store_->Copy({{0, 8 * span}}).ok());            // to a kept one
+  EXPECT_FALSE(store_->Copy({{0, 8 * span + 1, true}}).ok());  // overlaps
+  SequenceCache other = Sequence("attention");
+  ASSERT_TRUE(store_->Append(other, 0, 12 * span).ok());
+  EXPECT_FALSE(store_->Copy({{0, 12 * span}}).ok());  // of another size
+}
+
 }  // namespace
 }  // namespace switchyard

@@ -129,6 +129,58 @@ void ExecutorHarness::Add(v1::StepPlan& plan, uint64_t id, int32_t num_tokens) {
   }
 }
 
+ExecutorHarness::Prefix ExecutorHarness::Keep(v1::StepPlan& plan, uint64_t id) {
+  const Sequence& sequence = sequences_.at(id);
+  Prefix prefix;
+  prefix.num_tokens = sequence.num_cached;
+  for (int32_t layer = 0; layer < config_.num_layers(); ++layer) {
+    const MixerCacheSpec& spec =
+        cache_spec_->At(layer, sequence.placement[layer]);
+    const bool grows = spec.kind == CacheKind::kBlocks && spec.ring_blocks == 0;
+    const size_t num_full =
+        grows ? sequence.num_cached / cache_spec_->block_size() : 0;
+    std::vector<uint32_t>& shared = prefix.shared.emplace_back();
+    std::vector<uint32_t>& state = prefix.state.emplace_back();
+    for (size_t i = 0; i < sequence.units[layer].size(); ++i) {
+      const uint32_t unit = sequence.units[layer][i];
+      if (i < num_full) {
+        if (shared_units_.insert(unit).second) plan.add_kept(unit);
+        shared.push_back(unit);
+        continue;
+      }
+      state.push_back(AllocateUnit(spec.unit_bytes));
+      v1::CacheCopy& copy = *plan.add_copies();
+      copy.set_from_id(unit);
+      copy.set_to_id(state.back());
+      copy.set_keep(true);
+    }
+  }
+  return prefix;
+}
+
+void ExecutorHarness::AddWith(v1::StepPlan& plan, uint64_t id,
+                              const Prefix& prefix, int32_t num_tokens) {
+  Sequence& sequence = sequences_.at(id);
+  v1::SequenceStart& start = *plan.mutable_started(plan.started_size() - 1);
+  start.set_num_cached(prefix.num_tokens);
+  for (int32_t layer = 0; layer < config_.num_layers(); ++layer) {
+    for (const uint32_t unit : prefix.shared[layer]) {
+      start.add_shared_layers(layer);
+      start.add_shared_ids(unit);
+      sequence.units[layer].push_back(unit);
+    }
+  }
+  sequence.num_cached = prefix.num_tokens;
+  Add(plan, id, num_tokens);
+  for (int32_t layer = 0; layer < config_.num_layers(); ++layer) {
+    for (size_t i = 0; i < prefix.state[layer].size(); ++i) {
+      v1::CacheCopy& copy = *plan.add_copies();
+      copy.set_from_id(prefix.state[layer][i]);
+      copy.set_to_id(sequence.units[layer][prefix.shared[layer].size() + i]);
+    }
+  }
+}
+
 absl::Status ExecutorHarness::CopyCache(uint64_t from_id, uint64_t to_id) {
   for (const std::unique_ptr<Executor>& executor : executors_) {
     SY_RETURN_IF_ERROR(executor->CopyCache(from_id, to_id));
@@ -144,6 +196,7 @@ void ExecutorHarness::Finish(v1::StepPlan& plan, uint64_t id) {
     const int64_t bytes =
         cache_spec_->At(layer, sequence.placement[layer]).unit_bytes;
     for (uint32_t unit : sequence.units[layer]) {
+      if (shared_units_.count(unit) > 0) continue;
       free_units_[bytes].push_back(unit);
     }
   }

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -89,6 +90,18 @@ class ExecutorHarness {
   absl::StatusOr<v1::StepResult> Collect();
   absl::StatusOr<v1::StepResult> Execute(const v1::StepPlan& plan);
 
+  // What a sequence has cached, kept for others to begin with.
+  struct Prefix {
+    int32_t num_tokens = 0;
+    std::vector<std::vector<uint32_t>> shared;  // [layer] full blocks
+    std::vector<std::vector<uint32_t>> state;   // [layer] copies of the rest
+  };
+  // Before the sequence is added to the plan.
+  Prefix Keep(v1::StepPlan& plan, uint64_t id);
+  // Adds the sequence that was started last, which begins with `prefix`.
+  void AddWith(v1::StepPlan& plan, uint64_t id, const Prefix& prefix,
+               int32_t num_tokens);
+
   // Executor::CopyCache on every rank; the sequence then goes on from there.
   absl::Status CopyCache(uint64_t from_id, uint64_t to_id);
 
@@ -135,6 +148,7 @@ class ExecutorHarness {
   uint64_t next_step_ = 1;
   int64_t arena_used_ = 0;
   std::map<int64_t, std::vector<uint32_t>> free_units_;  // by bytes
+  std::set<uint32_t> shared_units_;                      // never free again
 };
 
 }  // namespace switchyard

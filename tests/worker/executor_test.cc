@@ -252,6 +252,59 @@ TEST(ExecutorTest, ACopiedCacheIsAsGoodAsAComputedOne) {
   }
 }
 
+// One sequence leaves what it has cached, and is gone; another, which begins
+// alike, goes on from there with the same bits as one that computes it all.
+TEST(ExecutorTest, AKeptPrefixIsAsGoodAsAComputedOne) {
+  for (const int32_t num_shared : {5, 32, 45}) {  // blocks have 16 positions
+    const auto harness = Harness(kStochasticDir, 2);
+    for (HarnessRequest request : MixedRequests()) {
+      request.prompt = Prompt(num_shared + 3);
+      request.sampling = GreedyWithLogprobs(3);
+      request.sampling.clear_prompt_logprobs();
+      HarnessRequest other = request;
+      other.prompt.back() += 1;
+      v1::StepPlan plan;
+      const uint64_t first = harness->Start(plan, request);
+      harness->Add(plan, first, num_shared);
+      ASSERT_TRUE(harness->Execute(plan).ok());
+      plan = v1::StepPlan();
+      const ExecutorHarness::Prefix prefix = harness->Keep(plan, first);
+      harness->Add(plan, first, 3);
+      ASSERT_TRUE(harness->Execute(plan).ok());
+      plan = v1::StepPlan();
+      harness->Finish(plan, first);
+      ASSERT_TRUE(harness->Execute(plan).ok());
+
+      plan = v1::StepPlan();
+      const uint64_t whole = harness->Start(plan, other);
+      harness->Add(plan, whole, num_shared + 3);
+      const uint64_t reusing = harness->Start(plan, other);
+      harness->AddWith(plan, reusing, prefix, 3);
+      for (int step = 0; step < 3; ++step) {
+        const auto result = harness->Execute(plan);
+        ASSERT_TRUE(result.ok()) << result.status();
+        ASSERT_EQ(result->tokens_size(), 2);
+        EXPECT_EQ(result->tokens(0).token_id(), result->tokens(1).token_id());
+        EXPECT_EQ(result->tokens(0).logprobs().SerializeAsString(),
+                  result->tokens(1).logprobs().SerializeAsString());
+        plan = v1::StepPlan();
+        harness->Add(plan, whole, 1);
+        harness->Add(plan, reusing, 1);
+      }
+      plan = v1::StepPlan();
+      harness->Finish(plan, whole);
+      harness->Finish(plan, reusing);
+      for (int32_t layer = 0; layer < 3; ++layer) {
+        for (const auto* units : {&prefix.shared, &prefix.state}) {
+          for (const uint32_t unit : (*units)[layer]) plan.add_dropped(unit);
+        }
+      }
+      ASSERT_TRUE(harness->Execute(plan).ok());
+      EXPECT_EQ(harness->executor(0).num_cache_units_held(), 0);
+    }
+  }
+}
+
 TEST(ExecutorTest, RefusesToCopyWhatTheSequenceWouldNotHaveComputed) {
   const auto harness = Harness(kTinyDir);
   HarnessRequest request;
