@@ -94,6 +94,9 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
              "prompt and completion together (default: the model's context)");
   flags->Bool("async-scheduling", &options->engine.async_scheduling,
               "plan a step while the one before it runs");
+  flags->Bool("prefix-caching", &options->engine.scheduler.prefix_caching,
+              "keep what requests have computed for others that begin with the "
+              "same tokens under the same placement, as long as there is room");
 
   flags->Section("Memory and numbers");
   flags->Bytes(

@@ -6,6 +6,12 @@
 #include "kernels/check.h"
 
 namespace switchyard {
+namespace {
+
+// Units of cache whose bookkeeping is checked in a few milliseconds.
+constexpr int64_t kMaxUnitsToCheck = 1 << 14;
+
+}  // namespace
 
 EngineLoop::EngineLoop(const EngineOptions& options, const ServedModel* model,
                        PlacementTable placements, CacheSpec cache_spec,
@@ -69,7 +75,17 @@ void EngineLoop::WaitForTasks() {
   if (busy_) {
     busy_ = false;
     busy_time_ += absl::FromChrono(Clock::now() - busy_since_);
-    absl::Status integrity = scheduler_.CheckIntegrity();
+    // Linear in what is kept: a large cache is not walked at every pause.
+    absl::Status integrity;
+    if (scheduler_.ledger().num_kept() <= kMaxUnitsToCheck) {
+      integrity = scheduler_.CheckIntegrity();
+    }
+    if (integrity.ok() && scheduler_.num_running() == 0 &&
+        scheduler_.ledger().held_bytes() != 0) {
+      integrity = absl::InternalError(
+          absl::StrCat("no sequence runs, but ",
+                       scheduler_.ledger().held_bytes(), " bytes are held"));
+    }
     if (integrity.ok() && scheduler_.num_running() + scheduler_.num_waiting()) {
       integrity = absl::InternalError(absl::StrCat(
           "the engine is idle, but ", scheduler_.num_running(),
@@ -202,6 +218,8 @@ void EngineLoop::Complete(LiveRequest* live, const Sequence& sequence,
       static_cast<uint32_t>(sequence.num_prompt_tokens()));
   complete.set_completion_tokens(
       static_cast<uint32_t>(sequence.num_generated()));
+  complete.set_cached_tokens(
+      static_cast<uint32_t>(sequence.num_cached_prompt_tokens()));
   // The first position has none and comes from no step.
   if (sequence.sampling().has_prompt_logprobs()) {
     live->prompt_logprobs.resize(sequence.num_prompt_tokens());

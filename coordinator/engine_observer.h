@@ -49,6 +49,9 @@ struct EngineState {
   int64_t cache_used_bytes = 0;
   int64_t cache_slot_bytes = 0;  // of which recurrent state
   int64_t cache_capacity_bytes = 0;
+  int64_t cache_reusable_bytes = 0;   // kept for prefix reuse, held by nobody
+  int64_t prefix_queried_tokens = 0;  // since the start
+  int64_t prefix_hit_tokens = 0;      // of which found
   uint64_t epoch = 0;
   bool busy = false;  // steps run
 };

@@ -231,6 +231,9 @@ void EngineLoop::ReportState() {
   state.num_preemptions = scheduler_.num_preemptions();
   state.cache_used_bytes = ledger.held_bytes();
   state.cache_slot_bytes = ledger.slot_bytes_held();
+  state.cache_reusable_bytes = ledger.reusable_bytes();
+  state.prefix_queried_tokens = scheduler_.prefixes().num_queried_tokens();
+  state.prefix_hit_tokens = scheduler_.prefixes().num_hit_tokens();
   state.cache_capacity_bytes = ledger.capacity_bytes();
   state.epoch = placements_.epoch();
   state.busy = busy_;
@@ -257,6 +260,9 @@ v1::Load EngineLoop::load() const {
   load.set_device_seconds(device_ms_ / 1e3);
   load.set_device_idle_seconds(device_idle_ms_ / 1e3);
   load.set_num_graph_steps(num_graph_steps_);
+  load.set_cache_reusable_bytes(ledger.reusable_bytes());
+  load.set_prefix_queried_tokens(scheduler_.prefixes().num_queried_tokens());
+  load.set_prefix_hit_tokens(scheduler_.prefixes().num_hit_tokens());
   return load;
 }
 

@@ -319,6 +319,14 @@ void EngineTelemetry::OnState(const EngineState& state) {
   metrics_->cache_kv_bytes->Set(used - slots);
   metrics_->cache_recurrent_bytes->Set(slots);
   metrics_->cache_capacity_bytes->Set(capacity);
+  metrics_->cache_reusable_bytes->Set(
+      static_cast<double>(state.cache_reusable_bytes));
+  metrics_->prefix_queries->Increment(
+      static_cast<double>(state.prefix_queried_tokens) -
+      metrics_->prefix_queries->Value());
+  metrics_->prefix_hits->Increment(
+      static_cast<double>(state.prefix_hit_tokens) -
+      metrics_->prefix_hits->Value());
   metrics_->epoch->Set(static_cast<double>(state.epoch));
   if (state.num_preemptions > num_preemptions_) {
     metrics_->num_preemptions->Increment(

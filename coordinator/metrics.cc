@@ -222,6 +222,19 @@ void Metrics::BuildEngine() {
   cache_recurrent_bytes = &cache_used.Add({{"kind", "recurrent"}});
   cache_capacity_bytes =
       &make.NewGauge("cache_capacity_bytes", "Cache of each rank.").Add({});
+  cache_reusable_bytes =
+      &make.NewGauge("cache_reusable_bytes",
+                     "Cache of each rank that no request holds, kept for "
+                     "prompts that begin alike, and given up when needed.")
+           .Add({});
+  prefix_queries =
+      &make.NewCounter("prefix_cache_queries_total",
+                       "Tokens of admitted requests that were looked up for "
+                       "prefix reuse.")
+           .Add({});
+  prefix_hits = &make.NewCounter("prefix_cache_hits_total",
+                                 "Of these, tokens found in the cache.")
+                     .Add({});
   num_preemptions =
       &make.NewCounter("num_preemptions_total",
                        "Times a running request lost its cache to an earlier "

@@ -103,6 +103,9 @@ class Metrics {
   prometheus::Gauge* cache_kv_bytes = nullptr;
   prometheus::Gauge* cache_recurrent_bytes = nullptr;
   prometheus::Gauge* cache_capacity_bytes = nullptr;
+  prometheus::Gauge* cache_reusable_bytes = nullptr;
+  prometheus::Counter* prefix_queries = nullptr;
+  prometheus::Counter* prefix_hits = nullptr;
   prometheus::Counter* num_preemptions = nullptr;
   prometheus::Histogram* iteration_tokens = nullptr;
   prometheus::Histogram* decode_step_time = nullptr;

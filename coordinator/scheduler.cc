@@ -26,6 +26,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, CacheSpec spec,
                      int64_t arena_bytes)
     : options_(options),
       ledger_(std::move(spec), arena_bytes),
+      prefixes_(&ledger_),
       placement_ids_(kPlacementTableCapacity) {
   SY_CHECK(options_.max_num_seqs > 0 && options_.max_num_batched_tokens > 0);
 }
@@ -105,6 +106,7 @@ std::optional<v1::StepPlan> Scheduler::Schedule(uint64_t epoch) {
   if (ScheduleRunning(&budget, &plan, &step)) Admit(budget, &plan, &step);
   if (step.batch.empty() && to_forget_.empty()) return std::nullopt;
 
+  if (prefixes_.Complete(&plan)) admission_blocked_ = false;
   plan.set_step_id(++last_step_id_);
   plan.set_epoch(epoch);
   plan.mutable_finished()->Add(to_forget_.begin(), to_forget_.end());
@@ -126,7 +128,10 @@ std::vector<Scheduler::Share> Scheduler::ShareBudget(int64_t* budget) {
   SY_CHECK(*budget >= 0);
   for (Share& share : shares) {
     if (share.num_positions > 0) continue;
-    share.num_positions = std::min(*budget, share.sequence->num_schedulable());
+    share.num_positions =
+        std::min(*budget, UpToBranch(share.sequence->id(),
+                                     share.sequence->num_scheduled(),
+                                     share.sequence->num_schedulable()));
     *budget -= share.num_positions;
   }
   return shares;
@@ -139,13 +144,15 @@ bool Scheduler::ScheduleRunning(int64_t* budget, v1::StepPlan* plan,
     if (share.num_positions == 0) continue;
     // Victims are taken from the other end, so they have no plan in this step.
     if (share.sequence->state() != Sequence::State::kRunning) break;
-    auto units = Reserve(share);
+    const int64_t num_tokens =
+        share.sequence->num_scheduled() + share.num_positions;
+    auto units = Reserve(*share.sequence, num_tokens);
     while (!units.ok()) {
       const auto victim = FindVictim(share.sequence->id());
       if (victim == running_.end()) break;
       Preempt(victim);
       all_planned = false;
-      units = Reserve(share);
+      units = Reserve(*share.sequence, num_tokens);
     }
     if (units.ok()) {
       AppendStep(share, *units, plan, step);
@@ -155,16 +162,39 @@ bool Scheduler::ScheduleRunning(int64_t* budget, v1::StepPlan* plan,
     if (running_.size() == 1) {
       solo_ = share.sequence->id();
       Preempt(running_.begin());
+      while (prefixes_.Evict()) {  // it wants the arena clean
+      }
     }
   }
   return all_planned;
 }
 
+int64_t Scheduler::UpToBranch(uint64_t sequence_id, int64_t start,
+                              int64_t wanted) const {
+  const int64_t branch = prefixes_.BranchOf(sequence_id);
+  return start < branch ? std::min(wanted, branch - start) : wanted;
+}
+
 absl::StatusOr<std::vector<CacheLedger::NewUnit>> Scheduler::Reserve(
-    const Share& share) {
-  const Sequence& sequence = *share.sequence;
-  return ledger_.Reserve(sequence.id(), sequence.placement(),
-                         sequence.num_scheduled() + share.num_positions);
+    const Sequence& sequence, int64_t num_tokens,
+    absl::Span<const std::vector<uint32_t>> shared) {
+  const int64_t num_bytes = ledger_.BytesToReserve(
+      sequence.id(), sequence.placement(), num_tokens, shared.size());
+  if (num_bytes > ledger_.free_bytes() + ledger_.reusable_bytes()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "no room for ", num_bytes, " bytes beside the ", ledger_.held_bytes(),
+        " held of the cache's ", ledger_.capacity_bytes()));
+  }
+  while (ledger_.free_bytes() < num_bytes && prefixes_.Evict()) {
+  }
+  // What is free may be in pieces: then more and more is evicted.
+  for (int64_t num_evicted = 1;; num_evicted *= 2) {
+    auto units = ledger_.Reserve(sequence.id(), sequence.placement(),
+                                 num_tokens, shared);
+    if (units.ok() || !prefixes_.Evict()) return units;
+    for (int64_t i = 1; i < num_evicted && prefixes_.Evict(); ++i) {
+    }
+  }
 }
 
 Scheduler::Queue::iterator Scheduler::FindVictim(uint64_t sequence_id) {
@@ -181,31 +211,62 @@ void Scheduler::Admit(int64_t budget, v1::StepPlan* plan, StepInFlight* step) {
       std::min(options_.max_num_seqs, options_.max_num_batched_tokens);
   while (budget > 0 && num_running() < max_running && !admission_blocked_) {
     const auto next = NextToAdmit();
-    if (next == waiting_.end() || !HasRoomFor(*next->second)) return;
-    Sequence* sequence = next->second.get();
-    const Share share{sequence, std::min(budget, sequence->num_schedulable())};
-    const auto units = Reserve(share);
-    if (!units.ok()) {
-      // Free bytes enough, but in pieces: try again when something is freed.
-      admission_blocked_ = true;
-      return;
+    if (next == waiting_.end()) return;
+    Admission admission = TryAdmit(next, /*reuse=*/true, &budget, plan, step);
+    // What it would begin with cannot be evicted; without, it may have room.
+    if (admission == Admission::kInPieces) {
+      admission = TryAdmit(next, /*reuse=*/false, &budget, plan, step);
     }
-    sequence->Start();
-    running_.insert(waiting_.extract(next));
-    AppendStart(*sequence, plan);
-    AppendStep(share, *units, plan, step);
-    budget -= share.num_positions;
+    if (admission == Admission::kDone) continue;
+    // Free bytes enough, but in pieces: try again when something is freed.
+    admission_blocked_ = admission == Admission::kInPieces;
+    return;
   }
+}
+
+Scheduler::Admission Scheduler::TryAdmit(Queue::iterator next, bool reuse,
+                                         int64_t* budget, v1::StepPlan* plan,
+                                         StepInFlight* step) {
+  Sequence* sequence = next->second.get();
+  // One that wants the arena for itself neither finds nor leaves anything.
+  PrefixCache::Hit hit;
+  if (options_.prefix_caching && !solo_.has_value()) {
+    hit = prefixes_.Begin(*sequence, reuse);
+  }
+  if (!HasRoomFor(*sequence, hit)) {
+    prefixes_.Abandon(sequence->id());
+    return Admission::kNoRoom;
+  }
+  const Share share{sequence,
+                    std::min(*budget, UpToBranch(sequence->id(), hit.num_tokens,
+                                                 sequence->num_schedulable() -
+                                                     hit.num_tokens))};
+  const auto units =
+      Reserve(*sequence, hit.num_tokens + share.num_positions, hit.shared);
+  if (!units.ok()) {
+    prefixes_.Abandon(sequence->id());
+    return Admission::kInPieces;
+  }
+  if (options_.prefix_caching && !sequence->sampling().has_prompt_logprobs()) {
+    prefixes_.CountQuery(sequence->num_tokens(), hit.num_tokens);
+  }
+  sequence->Start(hit.num_tokens);
+  running_.insert(waiting_.extract(next));
+  AppendStart(*sequence, hit, plan);
+  AppendStep(share, *units, plan, step);
+  *budget -= share.num_positions;
+  return Admission::kDone;
 }
 
 Scheduler::Queue::iterator Scheduler::NextToAdmit() {
   return solo_.has_value() ? waiting_.find(*solo_) : waiting_.begin();
 }
 
-bool Scheduler::HasRoomFor(const Sequence& sequence) const {
-  return ledger_.BytesFor(sequence.placement(), sequence.num_tokens()) +
-             ledger_.growth_bytes() <=
-         ledger_.free_bytes();
+bool Scheduler::HasRoomFor(const Sequence& sequence,
+                           const PrefixCache::Hit& hit) const {
+  return ledger_.BytesFor(sequence.placement(), sequence.num_tokens()) -
+             hit.held_bytes + ledger_.growth_bytes() <=
+         ledger_.free_bytes() + ledger_.reusable_bytes();
 }
 
 void Scheduler::AppendStep(const Share& share,
@@ -213,6 +274,9 @@ void Scheduler::AppendStep(const Share& share,
                            v1::StepPlan* plan, StepInFlight* step) {
   Sequence& sequence = *share.sequence;
   const int64_t start = sequence.num_scheduled();
+  if (start > 0 && prefixes_.BranchOf(sequence.id()) == start) {
+    prefixes_.CopyBranch(sequence, last_step_id_ + 1, plan);
+  }
   const bool sample = sequence.Schedule(share.num_positions);
   v1::SequenceStep* entry = plan->add_batch();
   entry->set_sequence_id(sequence.id());
@@ -227,7 +291,8 @@ void Scheduler::AppendStep(const Share& share,
       {sequence.id(), sequence.num_restarts(), share.num_positions, sample});
 }
 
-void Scheduler::AppendStart(const Sequence& sequence, v1::StepPlan* plan) {
+void Scheduler::AppendStart(const Sequence& sequence,
+                            const PrefixCache::Hit& hit, v1::StepPlan* plan) {
   const PlacementIds::Id id = placement_ids_.Acquire(sequence.placement());
   if (id.is_new) {
     v1::PlacementEntry* entry = plan->add_placements();
@@ -245,6 +310,7 @@ void Scheduler::AppendStart(const Sequence& sequence, v1::StepPlan* plan) {
       static_cast<uint32_t>(sequence.num_prompt_tokens()));
   *start->mutable_sampling() = sequence.sampling();
   start->set_seed(sequence.sampling().seed());
+  prefixes_.AppendHit(sequence, hit, start, plan);
 }
 
 void Scheduler::Preempt(Queue::iterator victim) {
@@ -256,7 +322,7 @@ void Scheduler::Preempt(Queue::iterator victim) {
 }
 
 void Scheduler::Forget(const Sequence& sequence) {
-  ledger_.Release(sequence.id());
+  prefixes_.End(sequence, in_flight_.empty() ? 0 : in_flight_.back().step_id);
   placement_ids_.Release(sequence.placement());
   to_forget_.push_back(sequence.id());
   admission_blocked_ = false;
@@ -297,15 +363,22 @@ absl::StatusOr<std::vector<Scheduler::Sampled>> Scheduler::Commit(
     const auto it = running_.find(pending.sequence_id);
     if (it == running_.end() ||
         it->second->num_restarts() != pending.num_restarts) {
-      continue;  // it ended or restarted while the step was in flight
+      // It ended or restarted while the step was in flight.
+      if (pending.sample) {
+        prefixes_.CommitSample(pending.sequence_id, pending.num_restarts,
+                               result.tokens(token_index).token_id());
+      }
+      continue;
     }
     Sequence& sequence = *it->second;
     if (!pending.sample) {
       sequence.CommitPositions(pending.num_positions);
+      prefixes_.Publish(sequence);
       continue;
     }
     const uint32_t token_id = result.tokens(token_index).token_id();
     sequence.CommitSample(pending.num_positions, token_id);
+    prefixes_.Publish(sequence);
     sampled.push_back({sequence.id(), token_id, token_index, nullptr});
     if (sequence.state() == Sequence::State::kFinished) {
       Forget(sequence);
@@ -315,6 +388,7 @@ absl::StatusOr<std::vector<Scheduler::Sampled>> Scheduler::Commit(
     }
   }
   in_flight_.pop_front();
+  prefixes_.CommitStep(result.step_id());
   return sampled;
 }
 
@@ -328,6 +402,7 @@ const Sequence* Scheduler::Find(uint64_t sequence_id) const {
 
 absl::Status Scheduler::CheckIntegrity() const {
   SY_RETURN_IF_ERROR(ledger_.CheckIntegrity());
+  SY_RETURN_IF_ERROR(prefixes_.CheckIntegrity());
   if (ledger_.num_holders() != num_running()) {
     return absl::InternalError(
         absl::StrCat("scheduler: ", num_running(), " sequences run, but ",

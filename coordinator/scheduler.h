@@ -19,6 +19,9 @@
 //    in order; the last one in may get only a chunk of its own.
 //  * The queue's head is admitted when there is room for all its known tokens
 //    beside one more block for everybody else; nobody overtakes it.
+//  * A sequence begins with what the cache has of its tokens (prefix_cache.h),
+//    under its placement. What is only kept for that is free for the asking:
+//    it never stands in the way of an admission or of growth.
 //  * A running sequence that lacks room takes it from those that arrived after
 //    it, the latest first: their cache is forgotten and rebuilt later
 //    (preemption). If none is left to give, it waits for a step.
@@ -37,8 +40,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "coordinator/cache_ledger.h"
 #include "coordinator/placement_ids.h"
+#include "coordinator/prefix_cache.h"
 #include "coordinator/sequence.h"
 #include "switchyard/v1/worker.pb.h"
 
@@ -49,6 +54,7 @@ struct SchedulerOptions {
   // tokens, so that whoever is oldest can advance in every step.
   int32_t max_num_seqs = 64;
   int32_t max_num_batched_tokens = 2048;
+  bool prefix_caching = true;
 };
 
 class Scheduler {
@@ -65,6 +71,8 @@ class Scheduler {
   // `arena_bytes` is the cache of every rank.
   Scheduler(const SchedulerOptions& options, CacheSpec spec,
             int64_t arena_bytes);
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
 
   // Queues a sequence and returns its id: 1, 2, 3, ... InvalidArgument for an
   // empty prompt or no max_tokens; ResourceExhausted, with the bytes needed and
@@ -72,7 +80,7 @@ class Scheduler {
   absl::StatusOr<uint64_t> Add(SequenceRequest request);
 
   // Ends a live sequence (cancelled, or a stop string was met) and returns it.
-  // Its cache is free at once, and forgotten by the next plan. Results in
+  // Its cache is nobody's at once, and forgotten by the next plan. Results in
   // flight are dropped. NotFound if it is not live.
   absl::StatusOr<std::unique_ptr<Sequence>> Finish(uint64_t sequence_id,
                                                    v1::FinishReason reason);
@@ -114,8 +122,10 @@ class Scheduler {
   }
   int64_t num_preemptions() const { return num_preemptions_; }
   const CacheLedger& ledger() const { return ledger_; }
+  const PrefixCache& prefixes() const { return prefixes_; }
 
-  // Internal names the first contradiction among queues, sequences and ledger.
+  // Internal names the first contradiction among queues, sequences, ledger and
+  // prefixes. Linear in what is held and kept.
   absl::Status CheckIntegrity() const;
 
  private:
@@ -145,9 +155,21 @@ class Scheduler {
   void Admit(int64_t budget, v1::StepPlan* plan, StepInFlight* step);
   // The sequence to admit next, waiting_.end() if nobody may join.
   Queue::iterator NextToAdmit();
-  bool HasRoomFor(const Sequence& sequence) const;
-  absl::StatusOr<std::vector<CacheLedger::NewUnit>> Reserve(const Share& share);
-  void AppendStart(const Sequence& sequence, v1::StepPlan* plan);
+  bool HasRoomFor(const Sequence& sequence, const PrefixCache::Hit& hit) const;
+  enum class Admission { kDone, kNoRoom, kInPieces };
+  // Lets `next` begin with what is found of it, if `reuse`. On failure nothing
+  // has changed, but for what has been evicted.
+  Admission TryAdmit(Queue::iterator next, bool reuse, int64_t* budget,
+                     v1::StepPlan* plan, StepInFlight* step);
+  // Of `wanted` positions from `start` on, those before its branch.
+  int64_t UpToBranch(uint64_t sequence_id, int64_t start, int64_t wanted) const;
+  // Cache for a sequence's first `num_tokens` positions, at the expense of what
+  // no live sequence holds.
+  absl::StatusOr<std::vector<CacheLedger::NewUnit>> Reserve(
+      const Sequence& sequence, int64_t num_tokens,
+      absl::Span<const std::vector<uint32_t>> shared = {});
+  void AppendStart(const Sequence& sequence, const PrefixCache::Hit& hit,
+                   v1::StepPlan* plan);
   void AppendStep(const Share& share,
                   const std::vector<CacheLedger::NewUnit>& units,
                   v1::StepPlan* plan, StepInFlight* step);
@@ -162,6 +184,7 @@ class Scheduler {
 
   const SchedulerOptions options_;
   CacheLedger ledger_;
+  PrefixCache prefixes_;
   PlacementIds placement_ids_;
   Queue waiting_;
   Queue running_;

@@ -28,9 +28,13 @@ int64_t Sequence::max_cached_tokens() const {
   return num_prompt_tokens_ + sampling_.max_tokens() - 1;
 }
 
-void Sequence::Start() {
+void Sequence::Start(int64_t num_cached) {
   SY_CHECK(state_ == State::kWaiting);
+  SY_CHECK(num_cached >= 0 && num_cached < num_tokens());
   state_ = State::kRunning;
+  num_scheduled_ = num_computed_ = num_cached;
+  if (std::exchange(was_started_, true)) return;
+  num_cached_prompt_tokens_ = std::min(num_cached, num_prompt_tokens_);
 }
 
 bool Sequence::Schedule(int64_t num_positions) {

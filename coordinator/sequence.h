@@ -58,6 +58,8 @@ class Sequence {
   int64_t num_scheduled() const { return num_scheduled_; }
   int64_t num_computed() const { return num_computed_; }
   int64_t num_samples_in_flight() const { return num_samples_in_flight_; }
+  // Prompt tokens that were in the cache when it was first started.
+  int64_t num_cached_prompt_tokens() const { return num_cached_prompt_tokens_; }
   int32_t num_restarts() const { return num_restarts_; }
 
   // Positions that could be planned now: up to the last known or in-flight
@@ -71,8 +73,9 @@ class Sequence {
 
   // The placement was resolved anew, to the same one.
   void set_epoch(uint64_t epoch) { epoch_ = epoch; }
-  // REQUIRES: kWaiting.
-  void Start();
+  // The first `num_cached` positions count as computed. REQUIRES: kWaiting;
+  // num_cached < num_tokens().
+  void Start(int64_t num_cached = 0);
   // Plans the next `num_positions` positions; true if the last of them samples.
   // REQUIRES: kRunning; 0 < num_positions <= num_schedulable().
   bool Schedule(int64_t num_positions);
@@ -101,6 +104,8 @@ class Sequence {
   int64_t num_computed_ = 0;
   int64_t num_samples_in_flight_ = 0;
   int32_t num_restarts_ = 0;
+  int64_t num_cached_prompt_tokens_ = 0;
+  bool was_started_ = false;
   v1::FinishReason finish_reason_ = v1::FINISH_REASON_UNSPECIFIED;
 };
 

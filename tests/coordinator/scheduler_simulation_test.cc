@@ -31,6 +31,10 @@ struct Load {
   double arena_factor = 2;
   double cancel_rate = 0;     // per step
   double recompute_rate = 0;  // per step
+  bool prefix_caching = true;
+  // Prompts that begin like another, or with another's prompt and answer; few
+  // placements then.
+  double shared_rate = 0;
 };
 
 // Drives scheduler and worker like the engine does, and knows by itself what
@@ -60,6 +64,7 @@ class Simulation {
     SchedulerOptions options;
     options.max_num_seqs = load.max_num_seqs;
     options.max_num_batched_tokens = load.max_num_batched_tokens;
+    options.prefix_caching = load.prefix_caching;
     scheduler_ = std::make_unique<Scheduler>(options, spec, arena_bytes);
     worker_ =
         std::make_unique<StrictWorker>(&config_, spec, arena_bytes, kVocabSize);
@@ -106,6 +111,13 @@ class Simulation {
     EXPECT_EQ(scheduler_->ledger().num_blocks_held(), 0);
     EXPECT_EQ(scheduler_->ledger().num_slots_held(), 0);
     EXPECT_TRUE(worker_->sequence_ids().empty());
+    EXPECT_EQ(scheduler_->ledger().reusable_bytes() +
+                  scheduler_->ledger().free_bytes(),
+              scheduler_->ledger().capacity_bytes());
+    EXPECT_TRUE(load_.prefix_caching || worker_->num_units() == 0);
+  }
+  int64_t num_hit_tokens() const {
+    return scheduler_->prefixes().num_hit_tokens();
   }
 
   const std::string& plans() const { return plans_; }
@@ -125,6 +137,12 @@ class Simulation {
 
   Placement RandomPlacement() {
     std::vector<int32_t> mixers(kNumLayers);
+    if (load_.shared_rate > 0 && Chance(0.9)) {  // one of four
+      const auto first = static_cast<int32_t>(random_() % 4);
+      mixers = {first == 3 ? kWindow : first, first == 1 ? kGdn : first,
+                first == 2 ? kKda : 0};
+      return MakePlacement(config_, mixers);
+    }
     const bool uniform = Chance(0.3);
     const auto mixer = static_cast<int32_t>(random_() % kNumSupernetMixers);
     for (int32_t& choice : mixers) {
@@ -140,6 +158,23 @@ class Simulation {
     request.prompt_token_ids.resize(1 + random_() % (Chance(0.2) ? 90 : 20));
     for (uint32_t& token : request.prompt_token_ids) {
       token = random_() % kVocabSize;
+    }
+    if (!requests_.empty() && Chance(load_.shared_rate)) {
+      const SequenceRequest& other = requests_[random_() % requests_.size()];
+      std::vector<uint32_t> prompt = other.prompt_token_ids;
+      if (Chance(0.3)) request.placement = other.placement;
+      if (Chance(0.5)) {
+        prompt.resize(1 + random_() % prompt.size());
+      } else {  // a further turn
+        for (int i = random_() % 30; i > 0; --i) {
+          prompt.push_back(
+              StrictWorker::Next(prompt, other.placement, kVocabSize));
+        }
+      }
+      prompt.insert(prompt.end(), request.prompt_token_ids.begin(),
+                    request.prompt_token_ids.end());
+      if (prompt.size() > 150) prompt.resize(150);
+      request.prompt_token_ids = std::move(prompt);
     }
     request.sampling.set_max_tokens(1 + random_() % 40);
     request.sampling.set_min_tokens(random_() %
@@ -276,10 +311,12 @@ class SchedulerSimulationTest : public testing::TestWithParam<int> {
       Simulation simulation(load);
       simulation.Run();
       num_preemptions += simulation.num_preemptions();
+      num_hit_tokens_ += simulation.num_hit_tokens();
       if (HasFailure()) break;
     }
     return num_preemptions;
   }
+  int64_t num_hit_tokens_ = 0;
 };
 
 TEST_P(SchedulerSimulationTest, AmpleCache) {
@@ -331,6 +368,44 @@ TEST_P(SchedulerSimulationTest, EverythingAtOnce) {
   load.cancel_rate = 0.05;
   load.recompute_rate = 0.05;
   EXPECT_GT(RunSeeds(load, 25), 0);
+}
+
+TEST_P(SchedulerSimulationTest, SharedPrefixes) {
+  Load load;
+  load.arena_factor = 50;
+  load.shared_rate = 0.7;
+  EXPECT_EQ(RunSeeds(load, 25), 0);
+  EXPECT_GT(num_hit_tokens_, 1000);
+}
+
+TEST_P(SchedulerSimulationTest, SharedPrefixesInATightCache) {
+  Load load;
+  load.num_sequences = 80;
+  load.arena_factor = 1.3;
+  load.shared_rate = 0.7;
+  load.max_num_seqs = 16;
+  load.max_num_batched_tokens = 80;
+  load.cancel_rate = 0.05;
+  load.recompute_rate = 0.05;
+  EXPECT_GT(RunSeeds(load, 40), 0);
+  EXPECT_GT(num_hit_tokens_, 1000);
+}
+
+TEST_P(SchedulerSimulationTest, SharedPrefixesInACacheOfOneSequence) {
+  Load load;
+  load.arena_factor = 1;
+  load.shared_rate = 0.7;
+  load.max_num_seqs = 16;
+  EXPECT_GT(RunSeeds(load, 25), 0);
+}
+
+TEST_P(SchedulerSimulationTest, NothingIsKeptWithoutReuse) {
+  Load load;
+  load.arena_factor = 1.3;
+  load.shared_rate = 0.7;
+  load.prefix_caching = false;
+  RunSeeds(load, 15);
+  EXPECT_EQ(num_hit_tokens_, 0);
 }
 
 TEST_P(SchedulerSimulationTest, TheSameCallsGiveTheSamePlans) {

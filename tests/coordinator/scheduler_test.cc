@@ -36,6 +36,7 @@ class SchedulerTest : public testing::Test {
     SchedulerOptions options;
     options.max_num_seqs = max_num_seqs;
     options.max_num_batched_tokens = max_num_batched_tokens;
+    options.prefix_caching = false;  // most prompts here are alike
     return Scheduler(options, spec_, arena_bytes);
   }
   SequenceRequest Request(int num_prompt_tokens, uint32_t max_tokens,

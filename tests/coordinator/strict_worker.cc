@@ -50,7 +50,9 @@ v1::StepResult StrictWorker::Execute(const v1::StepPlan& plan) {
   if (plan.step_id() != ++last_step_id_) {
     Complain(0, absl::StrCat("plan has step id ", plan.step_id()));
   }
+  for (const uint32_t unit : plan.kept()) Keep(unit);
   for (const uint64_t id : plan.finished()) Forget(id);
+  for (const uint32_t unit : plan.dropped()) Drop(unit);
   for (const v1::PlacementEntry& entry : plan.placements()) {
     for (const auto& [id, state] : states_) {
       const auto known = placements_.find(entry.placement_id());
@@ -77,6 +79,7 @@ v1::StepResult StrictWorker::Execute(const v1::StepPlan& plan) {
     }
     Take(it->first, &it->second, step);
   }
+  for (const v1::CacheCopy& copy : plan.copies()) Copy(copy);
   for (const v1::SequenceStep& step : plan.batch()) {
     const auto it = states_.find(step.sequence_id());
     if (it == states_.end()) continue;
@@ -98,9 +101,78 @@ void StrictWorker::Forget(uint64_t id) {
     return;
   }
   for (const Layer& layer : it->second.layers) {
-    for (const uint32_t unit : layer.table) units_.erase(unit);
+    for (const uint32_t id : layer.table) {
+      const auto unit = units_.find(id);
+      if (--unit->second.num_holders == 0 && !unit->second.kept) {
+        units_.erase(unit);
+      }
+    }
   }
   states_.erase(it);
+}
+
+void StrictWorker::Keep(uint32_t id) {
+  const auto unit = units_.find(id);
+  if (unit == units_.end() || unit->second.kept) {
+    Complain(0, absl::StrCat("keeps ", id, ", which is kept or not there"));
+    return;
+  }
+  unit->second.kept = true;
+}
+
+void StrictWorker::Drop(uint32_t id) {
+  const auto unit = units_.find(id);
+  if (unit == units_.end() || !unit->second.kept) {
+    Complain(0, absl::StrCat("drops ", id, ", which is not kept"));
+    return;
+  }
+  unit->second.kept = false;
+  if (unit->second.num_holders == 0) units_.erase(unit);
+}
+
+void StrictWorker::Copy(const v1::CacheCopy& copy) {
+  const auto from = units_.find(copy.from_id());
+  if (from == units_.end()) {
+    Complain(0,
+             absl::StrCat("copies ", copy.from_id(), ", which is not there"));
+    return;
+  }
+  if (copy.keep()) {
+    Add(0, copy.to_id(),
+        {from->second.num_bytes, from->second.content, 0, true});
+    return;
+  }
+  const auto to = units_.find(copy.to_id());
+  if (to == units_.end() || to->second.kept ||
+      to->second.num_bytes != from->second.num_bytes) {
+    Complain(0, absl::StrCat("copies to ", copy.to_id(),
+                             ", which is kept, of another size or not there"));
+    return;
+  }
+  to->second.content = from->second.content;
+}
+
+bool StrictWorker::Add(uint64_t id, uint32_t cache_id, Unit unit) {
+  const int64_t offset = int64_t{cache_id} * kCacheUnitBytes;
+  const auto next = units_.lower_bound(cache_id);
+  bool clear = offset + unit.num_bytes <= arena_bytes_;
+  if (next != units_.end()) {
+    clear = clear &&
+            offset + unit.num_bytes <= int64_t{next->first} * kCacheUnitBytes;
+  }
+  if (next != units_.begin()) {
+    const auto previous = std::prev(next);
+    clear = clear && int64_t{previous->first} * kCacheUnitBytes +
+                             previous->second.num_bytes <=
+                         offset;
+  }
+  if (!clear) {
+    Complain(id, absl::StrCat("unit ", cache_id,
+                              " overlaps another or leaves the arena"));
+    return false;
+  }
+  units_.emplace(cache_id, std::move(unit));
+  return true;
 }
 
 void StrictWorker::Start(const v1::SequenceStart& start) {
@@ -118,6 +190,21 @@ void StrictWorker::Start(const v1::SequenceStart& start) {
       start.num_prompt_tokens() > state.tokens.size()) {
     Complain(id, "wrong number of prompt tokens");
   }
+  state.num_cached = start.num_cached();
+  for (int i = 0; i < start.shared_ids_size(); ++i) {
+    const auto unit = units_.find(start.shared_ids(i));
+    const auto layer = static_cast<int32_t>(start.shared_layers(i));
+    const MixerCacheSpec& mixer = spec_.At(layer, state.placement[layer]);
+    if (unit == units_.end() || !unit->second.kept ||
+        unit->second.num_bytes != mixer.unit_bytes || mixer.ring_blocks > 0 ||
+        mixer.kind != CacheKind::kBlocks) {
+      Complain(id, absl::StrCat("shares ", start.shared_ids(i), " in layer ",
+                                layer, ", which is not such a kept block"));
+      continue;
+    }
+    ++unit->second.num_holders;
+    state.layers[layer].table.push_back(start.shared_ids(i));
+  }
   if (!states_.emplace(id, std::move(state)).second) {
     Complain(id, "started, but is still known");
   }
@@ -133,29 +220,11 @@ void StrictWorker::Take(uint64_t id, State* state,
     const auto layer = static_cast<int32_t>(step.cache_layers(i));
     const uint32_t cache_id = step.cache_ids(i);
     const MixerCacheSpec& mixer = spec_.At(layer, state->placement[layer]);
-    const int64_t offset = int64_t{cache_id} * kCacheUnitBytes;
-    const auto next = units_.lower_bound(cache_id);
-    bool clear = offset + mixer.unit_bytes <= arena_bytes_;
-    if (next != units_.end()) {
-      clear = clear && offset + mixer.unit_bytes <=
-                           int64_t{next->first} * kCacheUnitBytes;
-    }
-    if (next != units_.begin()) {
-      const auto previous = std::prev(next);
-      clear = clear && int64_t{previous->first} * kCacheUnitBytes +
-                               previous->second.num_bytes <=
-                           offset;
-    }
-    if (!clear) {
-      Complain(id, absl::StrCat("unit ", cache_id, " of layer ", layer,
-                                " overlaps another or leaves the arena"));
-      continue;
-    }
-    Unit unit{mixer.unit_bytes, {kEmpty}};
+    Unit unit{mixer.unit_bytes, {kEmpty}, 1};
     if (mixer.kind == CacheKind::kBlocks) {
       unit.content.assign(spec_.block_size(), 0);
     }
-    units_.emplace(cache_id, std::move(unit));
+    if (!Add(id, cache_id, std::move(unit))) continue;
     state->layers[layer].table.push_back(cache_id);
   }
 }
@@ -173,7 +242,10 @@ void StrictWorker::Run(uint64_t id, State* state,
     return;
   }
   std::vector<uint64_t> digests;  // of the tokens up to each position
-  uint64_t digest = Absorb(kEmpty, id);
+  uint64_t digest = kEmpty;
+  for (const int32_t mixer : state->placement.mixers()) {
+    digest = Absorb(digest, mixer);
+  }
   for (const uint32_t token : state->tokens) {
     digests.push_back(digest = Absorb(digest, token));
   }
@@ -197,10 +269,13 @@ void StrictWorker::Run(uint64_t id, State* state,
       content = digests[end - 1];
       continue;
     }
-    const auto entry = [&](int64_t position) -> uint64_t& {
+    const auto unit_of = [&](int64_t position) -> Unit& {
       int64_t block = position / block_size;
       if (mixer.ring_blocks > 0) block %= mixer.ring_blocks;
-      return units_.at(table[block]).content[position % block_size];
+      return units_.at(table[block]);
+    };
+    const auto entry = [&](int64_t position) -> uint64_t& {
+      return unit_of(position).content[position % block_size];
     };
     const int64_t first_visible =
         mixer.window > 0 ? std::max<int64_t>(0, start - mixer.window + 1) : 0;
@@ -209,7 +284,12 @@ void StrictWorker::Run(uint64_t id, State* state,
       Complain(id, absl::StrCat("stale block in layer ", layer));
       break;
     }
-    for (int64_t p = start; p < end; ++p) entry(p) = digests[p];
+    for (int64_t p = start; p < end; ++p) {
+      if (unit_of(p).kept) {
+        Complain(id, absl::StrCat("writes to a kept block in layer ", layer));
+      }
+      entry(p) = digests[p];
+    }
   }
   state->num_cached = end;
 }

@@ -1,10 +1,11 @@
 // A worker that computes nothing but believes nothing: it applies plans as
 // worker.proto says and records every way in which one is not legal.
 //
-// Its cache is real enough to catch stale or shared units: every block
-// remembers which tokens of which sequence were written to it, every slot a
+// Its cache is real enough to catch stale or wrongly shared units: every block
+// remembers which tokens under which placement were written to it, every slot a
 // digest of the tokens it has absorbed, and each step reads back all that its
-// positions may see. The token it samples is a digest of the tokens so far and
+// positions may see. Kept blocks must not be written to, and what is shared
+// must be kept. The token it samples is a digest of the tokens so far and
 // the placement, so it depends on nothing else that is in the batch.
 #ifndef SWITCHYARD_TESTS_COORDINATOR_STRICT_WORKER_H_
 #define SWITCHYARD_TESTS_COORDINATOR_STRICT_WORKER_H_
@@ -35,6 +36,8 @@ class StrictWorker {
 
   // What was wrong with the plans so far; empty: nothing.
   const std::vector<std::string>& complaints() const { return complaints_; }
+  // Units of its cache, held or kept.
+  size_t num_units() const { return units_.size(); }
   // The sequences it remembers, ascending.
   std::vector<uint64_t> sequence_ids() const;
 
@@ -53,8 +56,15 @@ class StrictWorker {
   struct Unit {
     int64_t num_bytes = 0;
     std::vector<uint64_t> content;
+    int num_holders = 0;
+    bool kept = false;
   };
 
+  void Keep(uint32_t unit);
+  void Drop(uint32_t unit);
+  void Copy(const v1::CacheCopy& copy);
+  // False, with a complaint, if it overlaps another or leaves the arena.
+  bool Add(uint64_t id, uint32_t cache_id, Unit unit);
   void Forget(uint64_t id);
   void Start(const v1::SequenceStart& start);
   void Take(uint64_t id, State* state, const v1::SequenceStep& step);
