@@ -40,6 +40,7 @@ struct ServingOptions {
   std::vector<std::string> world_sizes = {"1"};
   std::vector<std::string> concurrency = {"1", "8", "32"};
   uint32_t prompt_tokens = 32;
+  uint32_t shared_tokens = 0;  // of these, the same in all requests
   uint32_t max_tokens = 128;
   std::optional<std::string> placement;
   // Defaults that the server has served before anything is measured; the last
@@ -115,10 +116,13 @@ absl::StatusOr<std::vector<int>> ParseCounts(
 v1::GenerateRequest MakeRequest(const ServingOptions& options,
                                 uint32_t vocab_size, int number) {
   v1::GenerateRequest request;
-  // Any ids do: the work does not depend on them. Different ones, so that
-  // nothing is shared.
-  uint32_t state = 2654435761u * static_cast<uint32_t>(number + 1);
+  // Any ids do: the work does not depend on them. Different ones in every
+  // request to a server, so that nothing is reused but what is to be shared.
+  uint32_t state = 1;
   for (uint32_t i = 0; i < options.prompt_tokens; ++i) {
+    if (i == options.shared_tokens) {
+      state = 2654435761u * static_cast<uint32_t>(number + 1);
+    }
     state = state * 1664525u + 1013904223u;
     request.mutable_token_ids()->add_ids((state >> 8) % vocab_size);
   }
@@ -271,6 +275,8 @@ class Load {
   absl::Status RunAll(const ServingOptions& options, uint32_t vocab_size,
                       int num_sequences,
                       std::vector<StreamTimes>* times = nullptr) {
+    const int first_number = num_requests_;
+    num_requests_ += num_sequences;
     std::vector<StreamTimes> unwanted;
     if (times == nullptr) times = &unwanted;
     times->resize(num_sequences);
@@ -282,7 +288,7 @@ class Load {
         StreamTimes& stream_times = (*times)[i];
         stream_times.start = absl::Now();
         auto stream = generation_->Generate(
-            &context, MakeRequest(options, vocab_size, i));
+            &context, MakeRequest(options, vocab_size, first_number + i));
         v1::GenerateResponse event;
         while (stream->Read(&event)) {
           if (event.has_chunk() && event.chunk().token_ids_size() > 0) {
@@ -297,6 +303,7 @@ class Load {
     return absl::OkStatus();
   }
 
+  int num_requests_ = 0;
   std::unique_ptr<v1::GenerationService::Stub> generation_;
   std::unique_ptr<v1::AdminService::Stub> admin_;
 };
@@ -427,6 +434,8 @@ int BenchServing(absl::Span<const std::string> args) {
              "tensor-parallel sizes");
   flags.List("concurrency", &options.concurrency, "1,8,32",
              "sequences at a time");
+  flags.Int("shared-tokens", &options.shared_tokens, 0, 1 << 20,
+            "of each prompt, the same in all requests: for prefix reuse");
   flags.Int("prompt-tokens", &options.prompt_tokens, 1, 1 << 20,
             "of every request");
   flags.Int("max-tokens", &options.max_tokens, 17, 1 << 20,

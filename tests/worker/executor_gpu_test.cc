@@ -243,6 +243,49 @@ TEST(ExecutorGpuTest, BatchInvariantRunsDifferInNoBit) {
 }
 
 // A graph serves contexts of all lengths; batches that shrink need others.
+// A sequence that begins with what another has cached goes on with its bits,
+// in prefill, and in decode steps as graphs.
+TEST(ExecutorGpuTest, AKeptPrefixIsAsGoodAsAComputedOne) {
+  for (const bool graphs : {false, true}) {
+    HarnessOptions options = OnGpu(kStochasticDir, "bf16");
+    options.batch_invariant = true;
+    options.enable_graphs = graphs;
+    const auto harness = ExecutorHarness::Create(options).value();
+    for (HarnessRequest request : MixedRequests()) {
+      request.prompt = Prompt(48, 3);
+      request.sampling = GreedyWithLogprobs(2);
+      request.sampling.clear_prompt_logprobs();
+      v1::StepPlan plan;
+      const uint64_t first = harness->Start(plan, request);
+      harness->Add(plan, first, 45);  // blocks have 16 positions
+      ASSERT_TRUE(harness->Execute(plan).ok());
+      plan.Clear();
+      const ExecutorHarness::Prefix prefix = harness->Keep(plan, first);
+      ASSERT_TRUE(harness->Execute(plan).ok());
+      plan.Clear();
+      harness->Add(plan, first, 3);
+      const uint64_t second = harness->Start(plan, request);
+      harness->AddWith(plan, second, prefix, 3);
+      for (int step = 0; step < 4; ++step) {
+        const auto result = harness->Execute(plan);
+        ASSERT_TRUE(result.ok()) << result.status();
+        ASSERT_EQ(result->tokens_size(), 2);
+        EXPECT_EQ(result->tokens(0).token_id(), result->tokens(1).token_id());
+        EXPECT_EQ(result->tokens(0).logprobs().SerializeAsString(),
+                  result->tokens(1).logprobs().SerializeAsString());
+        plan.Clear();
+        harness->Add(plan, first, 1);
+        harness->Add(plan, second, 1);
+      }
+      plan.Clear();
+      harness->Finish(plan, first);
+      harness->Finish(plan, second);
+      ASSERT_TRUE(harness->Execute(plan).ok());
+    }
+  }
+}
+
+// Contexts that outgrow their bucket, and batches that shrink.
 TEST(ExecutorGpuTest, GraphsFollowGrowingContexts) {
   std::vector<HarnessRequest> requests;
   for (int32_t i = 0; i < 5; ++i) {

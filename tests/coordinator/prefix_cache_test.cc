@@ -1,0 +1,213 @@
+// Prefix reuse through the scheduler: what is found, where snapshots are taken,
+// and who gives way. The simulation has everything else.
+#include "coordinator/prefix_cache.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "coordinator/scheduler.h"
+#include "tests/coordinator/strict_worker.h"
+#include "tests/coordinator/supernet.h"
+
+namespace switchyard {
+namespace {
+
+using testing::IsEmpty;
+
+// Two layers, blocks of 4 positions.
+class PrefixCacheTest : public testing::Test {
+ protected:
+  PrefixCacheTest() : config_(MakeSupernet(2)), spec_(MakeSpec(config_)) {}
+
+  void Make(int64_t arena_bytes = 1 << 20, int32_t max_num_batched_tokens = 64,
+            bool prefix_caching = true) {
+    SchedulerOptions options;
+    options.max_num_seqs = 4;
+    options.max_num_batched_tokens = max_num_batched_tokens;
+    options.prefix_caching = prefix_caching;
+    scheduler_ = std::make_unique<Scheduler>(options, spec_, arena_bytes);
+    worker_ = std::make_unique<StrictWorker>(&config_, spec_, arena_bytes,
+                                             config_.vocab_size);
+  }
+  Placement All(int32_t mixer) const {
+    return MakePlacement(config_, {mixer, mixer});
+  }
+  static std::vector<uint32_t> Tokens(int n, uint32_t salt = 0) {
+    std::vector<uint32_t> tokens;
+    for (int i = 0; i < n; ++i) tokens.push_back((i * 7 + salt) % 60);
+    return tokens;
+  }
+  uint64_t Add(std::vector<uint32_t> prompt, const Placement& placement,
+               uint32_t max_tokens = 3,
+               std::optional<uint32_t> stop = std::nullopt) {
+    SequenceRequest request;
+    request.prompt_token_ids = std::move(prompt);
+    request.placement = placement;
+    request.sampling.set_max_tokens(max_tokens);
+    if (stop.has_value()) request.sampling.add_stop_token_ids(*stop);
+    return scheduler_->Add(std::move(request)).value();
+  }
+  // A step is planned and executed; its result waits in results_.
+  bool Step() {
+    const std::optional<v1::StepPlan> plan = scheduler_->Schedule(1);
+    if (!plan.has_value()) return false;
+    for (const v1::SequenceStart& start : plan->started()) {
+      num_cached_[start.sequence_id()] = start.num_cached();
+    }
+    num_copies_ += plan->copies_size();
+    results_.push_back(worker_->Execute(*plan));
+    return true;
+  }
+  std::vector<Scheduler::Sampled> Commit() {
+    auto sampled = scheduler_->Commit(results_.front());
+    results_.pop_front();
+    EXPECT_TRUE(sampled.ok()) << sampled.status();
+    return *std::move(sampled);
+  }
+  // To the end of everything, with `num_in_flight` steps in flight. The tokens
+  // of the sequence that ended last.
+  std::vector<uint32_t> Run(size_t num_in_flight = 1) {
+    std::vector<uint32_t> tokens;
+    for (;;) {
+      while (results_.size() < num_in_flight && Step()) {
+      }
+      if (results_.empty()) break;
+      for (const Scheduler::Sampled& sampled : Commit()) {
+        if (sampled.finished == nullptr) continue;
+        const auto ids = sampled.finished->token_ids();
+        tokens.assign(ids.begin(), ids.end());
+      }
+    }
+    EXPECT_TRUE(scheduler_->CheckIntegrity().ok())
+        << scheduler_->CheckIntegrity();
+    EXPECT_THAT(worker_->complaints(), IsEmpty());
+    EXPECT_EQ(scheduler_->ledger().held_bytes(), 0);
+    return tokens;
+  }
+  int64_t CachedOf(std::vector<uint32_t> prompt, const Placement& placement,
+                   uint32_t max_tokens = 3, size_t num_in_flight = 1) {
+    const uint64_t id = Add(std::move(prompt), placement, max_tokens);
+    Run(num_in_flight);
+    return num_cached_.at(id);
+  }
+
+  ModelConfig config_;
+  CacheSpec spec_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<StrictWorker> worker_;
+  std::deque<v1::StepResult> results_;
+  std::map<uint64_t, int64_t> num_cached_;
+  int num_copies_ = 0;
+};
+
+TEST_F(PrefixCacheTest, FullBlocksAreSharedWithoutACopy) {
+  Make();
+  EXPECT_EQ(CachedOf(Tokens(11), All(kAttention)), 0);
+  EXPECT_EQ(CachedOf(Tokens(30), All(kAttention)), 8);
+  EXPECT_EQ(CachedOf(Tokens(12), All(kAttention)), 8);  // one is computed
+  EXPECT_EQ(CachedOf(Tokens(12), All(kKda)), 0);
+  EXPECT_EQ(num_copies_, 0);
+  EXPECT_EQ(scheduler_->prefixes().num_hit_tokens(), 16);
+}
+
+TEST_F(PrefixCacheTest, AFurtherTurnBeginsWhereTheLastEnded) {
+  for (int32_t mixer = 1; mixer < kNumSupernetMixers; ++mixer) {
+    for (const size_t num_in_flight : {1, 2}) {
+      Make();
+      const Placement placement = MakePlacement(config_, {kAttention, mixer});
+      Add(Tokens(11), placement, 6);
+      std::vector<uint32_t> turn = Run(num_in_flight);
+      ASSERT_EQ(turn.size(), 17u);
+      turn.push_back(1);
+      // The last token was never computed.
+      EXPECT_EQ(CachedOf(turn, placement, 2, num_in_flight), 16) << mixer;
+    }
+  }
+}
+
+// With two steps in flight the state has consumed the stop token when it ends.
+TEST_F(PrefixCacheTest, AStopTokenIsPartOfTheStateIfAStepHasConsumedIt) {
+  for (const size_t num_in_flight : {1, 2, 3}) {
+    Make();
+    const std::vector<uint32_t> prompt = Tokens(9);
+    std::vector<uint32_t> turn = prompt;
+    for (int i = 0; i < 2; ++i) {
+      turn.push_back(StrictWorker::Next(turn, All(kGdn), config_.vocab_size));
+    }
+    Add(prompt, All(kGdn), 30, turn.back());
+    Run(num_in_flight);
+    ASSERT_EQ(scheduler_->num_running(), 0);
+    turn.push_back(1);
+    turn.push_back(2);
+    // Three in flight have gone one token further, which does not come again.
+    const std::vector<int64_t> expected = {10, 11, 0};
+    EXPECT_EQ(CachedOf(turn, All(kGdn)), expected[num_in_flight - 1]);
+  }
+}
+
+TEST_F(PrefixCacheTest, TheSecondLeavesASnapshotForTheThird) {
+  Make();
+  std::vector<int64_t> cached;
+  for (uint32_t user = 0; user < 3; ++user) {
+    std::vector<uint32_t> prompt = Tokens(22);
+    prompt.insert(prompt.end(), 9, 50 + user);
+    cached.push_back(CachedOf(prompt, All(kMamba)));
+  }
+  EXPECT_THAT(cached, testing::ElementsAre(0, 0, 20));
+}
+
+TEST_F(PrefixCacheTest, NothingIsPublishedBeforeItsStepHasCommitted) {
+  Make();
+  Add(Tokens(20), All(kAttention), 30);
+  ASSERT_TRUE(Step());  // in flight
+  const uint64_t second = Add(Tokens(21), All(kAttention), 30);
+  ASSERT_TRUE(Step());
+  EXPECT_EQ(num_cached_.at(second), 0);
+  Commit();
+  const uint64_t third = Add(Tokens(21), All(kAttention), 30);
+  ASSERT_TRUE(Step());
+  EXPECT_EQ(num_cached_.at(third), 20);
+  Run();
+}
+
+TEST_F(PrefixCacheTest, WhatIsKeptGivesWayToTheLiving) {
+  const int64_t block_bytes = 2 * spec_.At(0, kAttention).unit_bytes;
+  Make(6 * block_bytes);
+  EXPECT_EQ(CachedOf(Tokens(16), All(kAttention), 2), 0);
+  EXPECT_EQ(scheduler_->ledger().reusable_bytes(), 4 * block_bytes);
+  EXPECT_EQ(CachedOf(Tokens(20, 5), All(kAttention), 5), 0);  // wants all six
+  EXPECT_EQ(scheduler_->num_preemptions(), 0);
+  EXPECT_EQ(CachedOf(Tokens(16), All(kAttention), 2), 0);
+}
+
+TEST_F(PrefixCacheTest, PromptLogprobsComputeThePrompt) {
+  Make();
+  CachedOf(Tokens(20), All(kAttention));
+  SequenceRequest request;
+  request.prompt_token_ids = Tokens(20);
+  request.placement = All(kAttention);
+  request.sampling.set_max_tokens(2);
+  request.sampling.set_prompt_logprobs(0);
+  const uint64_t id = scheduler_->Add(std::move(request)).value();
+  Run();
+  EXPECT_EQ(num_cached_.at(id), 0);
+}
+
+TEST_F(PrefixCacheTest, TurnedOffItKeepsNothing) {
+  Make(1 << 20, 64, /*prefix_caching=*/false);
+  EXPECT_EQ(CachedOf(Tokens(20), All(kAttention)), 0);
+  EXPECT_EQ(CachedOf(Tokens(20), All(kAttention)), 0);
+  EXPECT_EQ(scheduler_->ledger().reusable_bytes(), 0);
+  EXPECT_EQ(worker_->num_units(), 0u);
+}
+
+}  // namespace
+}  // namespace switchyard
