@@ -17,6 +17,14 @@ bool PrefixCache::HasState(const Placement& placement) const {
   return false;
 }
 
+int64_t PrefixCache::FirstToEnter(const Placement& placement,
+                                  int64_t num_published) const {
+  for (int32_t layer = 0; layer < placement.num_layers(); ++layer) {
+    if (ledger_->Shares(placement, layer)) return num_published;
+  }
+  return 0;  // its nodes have no units, and go with their last user
+}
+
 std::vector<uint32_t> PrefixCache::BlockOf(const Sequence& sequence,
                                            int64_t block) const {
   std::vector<uint32_t> units;
@@ -179,7 +187,9 @@ void PrefixCache::CopyBranch(const Sequence& sequence, uint64_t step_id,
   const auto begin = sequence.token_ids().begin();
   copy.tokens.assign(begin, begin + num_tokens);
   copy.num_tokens = num_tokens;
-  copy.first_block = num_tokens / ledger_->spec().block_size();
+  const int64_t num_blocks = num_tokens / ledger_->spec().block_size();
+  copy.first_block = FirstToEnter(copy.placement, num_blocks);
+  copy.blocks.resize(num_blocks - copy.first_block);
   copy.step_id = step_id;
   copy.fresh = true;
   leaving_.push_back(std::move(copy));
@@ -239,8 +249,8 @@ void PrefixCache::End(const Sequence& sequence, uint64_t last_step_id) {
   const int64_t block_size = ledger_->spec().block_size();
   Leaving leaving;
   leaving.num_tokens = sequence.num_scheduled();
-  leaving.first_block = state.num_published;
-  for (int64_t block = state.num_published;
+  leaving.first_block = FirstToEnter(sequence.placement(), state.num_published);
+  for (int64_t block = leaving.first_block;
        block < leaving.num_tokens / block_size; ++block) {
     leaving.blocks.push_back(BlockOf(sequence, block));
     Keep(leaving.blocks.back());

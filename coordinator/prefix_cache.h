@@ -117,6 +117,9 @@ class PrefixCache {
   };
 
   bool HasState(const Placement& placement) const;
+  // The first block of what is left that has to be entered, if those before
+  // `num_published` are in the index now.
+  int64_t FirstToEnter(const Placement& placement, int64_t num_published) const;
   std::vector<uint32_t> BlockOf(const Sequence& sequence, int64_t block) const;
   // What cannot be shared of a sequence of `num_tokens` positions.
   std::vector<uint32_t> StateOf(const Sequence& sequence,
