@@ -242,7 +242,6 @@ TEST(ExecutorGpuTest, BatchInvariantRunsDifferInNoBit) {
   ExpectSame(GenerateAll(options, requests), plain, "graphs, overlapped");
 }
 
-// A graph serves contexts of all lengths; batches that shrink need others.
 // A sequence that begins with what another has cached goes on with its bits,
 // in prefill, and in decode steps as graphs.
 TEST(ExecutorGpuTest, AKeptPrefixIsAsGoodAsAComputedOne) {
@@ -285,7 +284,7 @@ TEST(ExecutorGpuTest, AKeptPrefixIsAsGoodAsAComputedOne) {
   }
 }
 
-// Contexts that outgrow their bucket, and batches that shrink.
+// A graph serves contexts of all lengths; batches that shrink need others.
 TEST(ExecutorGpuTest, GraphsFollowGrowingContexts) {
   std::vector<HarnessRequest> requests;
   for (int32_t i = 0; i < 5; ++i) {
