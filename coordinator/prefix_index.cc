@@ -76,7 +76,7 @@ PrefixIndex::Id PrefixIndex::Root(const Placement& placement) {
   const Id id = ++last_id_;
   Node& node = nodes_[id];
   node.placement = placement;
-  node.hash = hash_(0, {});
+  node.hash = hash_(id, {});  // equal tokens of other placements hash apart
   roots_.emplace(placement, id);
   return id;
 }
@@ -155,13 +155,13 @@ PrefixIndex::Id PrefixIndex::Insert(Id parent, Tokens block,
   node.parent = parent;
   node.hash = hash_(above.hash, block);
   node.depth = above.depth + 1;
+  node.last_used = above.last_used;
   node.tokens.assign(block.begin(), block.end());
   node.units = std::move(units);
   above.children.insert(id);
   by_hash_.emplace(node.hash, id);
   const auto it = nodes_.emplace(id, std::move(node)).first;
   if (CanEvict(it->second)) evictable_.insert(OrderOf(id, it->second));
-  Touch(id);
   return id;
 }
 
@@ -177,9 +177,14 @@ bool PrefixIndex::InsertSnapshot(Id id, Tokens tail,
   Touch(id);
   Node& node = nodes_.at(id);
   std::vector<uint32_t> key(tail.begin(), tail.end());
-  const Id snapshot = last_id_ + 1;
-  if (!node.snapshots.emplace(key, snapshot).second) return false;
-  ++last_id_;
+  if (const auto known = node.snapshots.find(key);
+      known != node.snapshots.end()) {
+    Pin(known->second);  // it is as good as new
+    Unpin(known->second);
+    return false;
+  }
+  const Id snapshot = ++last_id_;
+  node.snapshots.emplace(key, snapshot);
   SnapshotEntry& entry = snapshots_[snapshot];
   entry.snapshot = {snapshot,
                     node.depth * block_size_ + static_cast<int64_t>(key.size()),

@@ -38,8 +38,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "model/placement.h"
@@ -97,12 +97,14 @@ class PrefixIndex {
 
   // The child of `parent` with these tokens; nothing if it is not known.
   std::optional<Id> FindChild(Id parent, Tokens block) const;
-  // A new child. REQUIRES: FindChild finds none.
+  // A new child, as recently used as its parent. REQUIRES: FindChild finds
+  // none.
   Id Insert(Id parent, Tokens block, std::vector<uint32_t> units);
   // Gives a node units of the same contents; returns the old ones. REQUIRES: it
   // has no users.
   std::vector<uint32_t> Replace(Id node, std::vector<uint32_t> units);
-  // False, changing nothing, if there is one of the same tokens.
+  // Used now, as its node is. False, inserting nothing, if there is one of the
+  // same tokens.
   bool InsertSnapshot(Id node, Tokens tail, std::vector<uint32_t> units);
 
   // ---- Eviction.
@@ -129,7 +131,7 @@ class PrefixIndex {
     int32_t num_users = 0;
     bool claimed = false;
     uint64_t last_used = 0;
-    absl::flat_hash_set<Id> children;
+    absl::btree_set<Id> children;  // what is freed in which order is fixed
     std::map<std::vector<uint32_t>, Id> snapshots;  // by tail
     std::optional<Placement> placement;             // of a root
   };
