@@ -161,19 +161,22 @@ void PrefixCache::CopyBranch(const Sequence& sequence, uint64_t step_id,
                              v1::StepPlan* plan) {
   State& state = states_.at(sequence.id());
   const int64_t num_tokens = std::exchange(state.branch, 0);
+  Leaving copy;
+  copy.claimed = std::exchange(state.claimed, 0);
   const std::vector<uint32_t> from = StateOf(sequence, num_tokens);
   int64_t num_bytes = 0;
   for (const uint32_t id : from) num_bytes += ledger_->BytesOf(id);
-  if (num_bytes > ledger_->free_bytes() + ledger_->reusable_bytes()) return;
+  if (num_bytes > ledger_->free_bytes() + ledger_->reusable_bytes()) {
+    return index_.Unclaim(copy.claimed);
+  }
   while (ledger_->free_bytes() < num_bytes && Evict()) {
   }
-  Leaving copy;
   for (const uint32_t id : from) {
     const std::optional<uint32_t> to = ledger_->AllocateKept(id);
     if (!to.has_value()) {
       // The workers have not heard of these.
       for (const uint32_t made : copy.state) ledger_->Drop(made);
-      return;
+      return index_.Unclaim(copy.claimed);
     }
     copy.state.push_back(*to);
   }
@@ -281,21 +284,23 @@ void PrefixCache::End(const Sequence& sequence, uint64_t last_step_id) {
   states_.erase(it);
 }
 
+void PrefixCache::GiveUp(const Leaving& leaving) {
+  for (const std::vector<uint32_t>& block : leaving.blocks) Drop(block);
+  Drop(leaving.state);
+  index_.Unclaim(leaving.claimed);
+}
+
 void PrefixCache::Enter(const Leaving& leaving) {
   const int64_t block_size = ledger_->spec().block_size();
   const PrefixIndex::Tokens tokens = leaving.tokens;
-  const auto give_up = [&] {
-    for (const std::vector<uint32_t>& block : leaving.blocks) Drop(block);
-    Drop(leaving.state);
-  };
   if (static_cast<int64_t>(tokens.size()) < leaving.num_tokens) {
-    return give_up();
+    return GiveUp(leaving);
   }
   const std::vector<PrefixIndex::Id> path = index_.FindPath(
       leaving.placement, tokens.subspan(0, leaving.first_block * block_size));
   // Its beginning may have been evicted.
   if (static_cast<int64_t>(path.size()) < leaving.first_block) {
-    return give_up();
+    return GiveUp(leaving);
   }
   PrefixIndex::Id node =
       path.empty() ? index_.Root(leaving.placement) : path.back();
@@ -307,6 +312,8 @@ void PrefixCache::Enter(const Leaving& leaving) {
     node = known.has_value() ? *known
                              : index_.Insert(node, block, leaving.blocks[i]);
   }
+  index_.Touch(node);
+  index_.Unclaim(leaving.claimed);
   if (leaving.state.empty()) return;
   const int64_t num_full = leaving.num_tokens / block_size * block_size;
   if (!index_.InsertSnapshot(
@@ -342,7 +349,7 @@ bool PrefixCache::Complete(v1::StepPlan* plan) {
   plan->mutable_dropped()->Add(to_drop_.begin(), to_drop_.end());
   to_keep_.clear();
   to_drop_.clear();
-  bool waited = !pinning_.empty();
+  const bool waited = !pinning_.empty();
   for (const uint64_t sequence_id : pinning_) {
     const auto it = states_.find(sequence_id);
     if (it != states_.end() && it->second.pinned != 0) {
@@ -350,10 +357,7 @@ bool PrefixCache::Complete(v1::StepPlan* plan) {
     }
   }
   pinning_.clear();
-  for (Leaving& leaving : leaving_) {
-    waited = waited || leaving.fresh;
-    leaving.fresh = false;
-  }
+  for (Leaving& leaving : leaving_) leaving.fresh = false;
   return waited;
 }
 
@@ -364,8 +368,7 @@ bool PrefixCache::Evict() {
   }
   for (auto it = leaving_.begin(); it != leaving_.end(); ++it) {
     if (it->fresh) continue;
-    for (const std::vector<uint32_t>& block : it->blocks) Drop(block);
-    Drop(it->state);
+    GiveUp(*it);
     leaving_.erase(it);
     return true;
   }

@@ -61,7 +61,8 @@ class PrefixCache {
                  v1::SequenceStart* start, v1::StepPlan* plan) const;
   // Where it must not go on in the same step; 0: nowhere.
   int64_t BranchOf(uint64_t sequence_id) const;
-  // It goes on there in step `step_id`: leaves a copy, if there is room.
+  // It goes on there in step `step_id`: leaves a copy, if all the others of
+  // this step leave room. REQUIRES: the plan reserves nothing after this.
   void CopyBranch(const Sequence& sequence, uint64_t step_id,
                   v1::StepPlan* plan);
   // Some of its positions have committed.
@@ -77,7 +78,7 @@ class PrefixCache {
                     uint32_t token_id);
   void CommitStep(uint64_t step_id);
   // What the workers keep and drop from here on; true if something could not
-  // be evicted so far for this plan's sake.
+  // be evicted so far for this plan's sake, and now can.
   bool Complete(v1::StepPlan* plan);
 
   // Gives up one thing that no live sequence holds; false if there is none.
@@ -113,7 +114,8 @@ class PrefixCache {
     std::vector<std::vector<uint32_t>> blocks;
     std::vector<uint32_t> state;
     uint64_t step_id = 0;
-    bool fresh = false;  // the plan that makes it is not complete
+    PrefixIndex::Id claimed = 0;  // as long as a copy is under way
+    bool fresh = false;           // the plan that makes it is not complete
   };
 
   bool HasState(const Placement& placement) const;
@@ -125,6 +127,7 @@ class PrefixCache {
   std::vector<uint32_t> StateOf(const Sequence& sequence,
                                 int64_t num_tokens) const;
   void Enter(const Leaving& leaving);
+  void GiveUp(const Leaving& leaving);
   void Keep(const std::vector<uint32_t>& units);
   void Drop(const std::vector<uint32_t>& units);
   void LetGo(State* state);

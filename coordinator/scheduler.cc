@@ -106,6 +106,13 @@ std::optional<v1::StepPlan> Scheduler::Schedule(uint64_t epoch) {
   if (ScheduleRunning(&budget, &plan, &step)) Admit(budget, &plan, &step);
   if (step.batch.empty() && to_forget_.empty()) return std::nullopt;
 
+  for (const v1::SequenceStep& entry : plan.batch()) {
+    if (entry.start() > 0 &&
+        prefixes_.BranchOf(entry.sequence_id()) == entry.start()) {
+      prefixes_.CopyBranch(*running_.at(entry.sequence_id()), last_step_id_ + 1,
+                           &plan);
+    }
+  }
   if (prefixes_.Complete(&plan)) admission_blocked_ = false;
   plan.set_step_id(++last_step_id_);
   plan.set_epoch(epoch);
@@ -274,9 +281,6 @@ void Scheduler::AppendStep(const Share& share,
                            v1::StepPlan* plan, StepInFlight* step) {
   Sequence& sequence = *share.sequence;
   const int64_t start = sequence.num_scheduled();
-  if (start > 0 && prefixes_.BranchOf(sequence.id()) == start) {
-    prefixes_.CopyBranch(sequence, last_step_id_ + 1, plan);
-  }
   const bool sample = sequence.Schedule(share.num_positions);
   v1::SequenceStep* entry = plan->add_batch();
   entry->set_sequence_id(sequence.id());

@@ -188,6 +188,68 @@ TEST_F(PrefixCacheTest, WhatIsKeptGivesWayToTheLiving) {
   EXPECT_EQ(CachedOf(Tokens(16), All(kAttention), 2), 0);
 }
 
+// A copy that a branch leaves takes only what the whole step leaves over.
+TEST_F(PrefixCacheTest, ACopyTakesNoRoomFromTheLiving) {
+  const int64_t block_bytes = spec_.At(0, kAttention).unit_bytes;
+  const int64_t slot_bytes = spec_.At(1, kGdn).unit_bytes;
+  const Placement mixed = MakePlacement(config_, {kAttention, kGdn});
+  for (const bool room : {false, true}) {
+    // The second needs a slot and three blocks, the other one six blocks; the
+    // last two of these at the moment at which the second would leave a copy.
+    Make(9 * block_bytes + 2 * slot_bytes - (room ? 0 : kCacheUnitBytes));
+    EXPECT_EQ(CachedOf(Tokens(11), mixed, 1), 0);
+    std::vector<uint32_t> prompt = Tokens(10);
+    prompt.back() = 61;
+    Add(prompt, mixed, 2);
+    Add(Tokens(8, 9), All(kAttention), 2);
+    ASSERT_TRUE(Step());
+    Commit();
+    ASSERT_TRUE(Step());
+    EXPECT_EQ(results_.back().tokens_size(), 2) << "one had to wait";
+    Run();
+    EXPECT_EQ(scheduler_->num_preemptions(), 0);
+    prompt.back() = 62;
+    EXPECT_EQ(CachedOf(prompt, mixed, 1), room ? 8 : 0);
+  }
+}
+
+// A copy that could not be made is left to the next that comes by.
+TEST_F(PrefixCacheTest, ABranchWithoutACopyIsOpenToOthers) {
+  const int64_t block_bytes = spec_.At(0, kAttention).unit_bytes;
+  const int64_t slot_bytes = spec_.At(1, kGdn).unit_bytes;
+  const Placement mixed = MakePlacement(config_, {kAttention, kGdn});
+  Make(5 * block_bytes + 5 * slot_bytes);
+  CachedOf(Tokens(11), mixed, 1);
+  const auto prompt = [](uint32_t user) {
+    std::vector<uint32_t> tokens = Tokens(9);
+    tokens.push_back(60 + user);
+    return tokens;
+  };
+  const auto step = [this] {
+    ASSERT_TRUE(Step());
+    Commit();
+  };
+  const uint64_t first = Add(prompt(0), mixed, 7);
+  step();
+  // They take all the room at the moment at which it would leave a copy.
+  Add(Tokens(4, 9), All(kGdn), 2);
+  Add(Tokens(4, 19), All(kGdn), 2);
+  step();
+  ASSERT_EQ(scheduler_->num_running(), 3);
+  step();
+  ASSERT_EQ(scheduler_->num_running(), 1);
+  const uint64_t second = Add(prompt(1), mixed, 1);
+  step();
+  step();
+  const uint64_t third = Add(prompt(2), mixed, 1);
+  step();
+  ASSERT_NE(scheduler_->Find(first), nullptr);
+  Run();
+  EXPECT_EQ(num_cached_.at(second), 0);
+  EXPECT_EQ(num_cached_.at(third), 8);
+  EXPECT_EQ(scheduler_->num_preemptions(), 0);
+}
+
 TEST_F(PrefixCacheTest, PromptLogprobsComputeThePrompt) {
   Make();
   CachedOf(Tokens(20), All(kAttention));
