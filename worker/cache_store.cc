@@ -176,6 +176,19 @@ absl::Status CacheStore::Copy(absl::Span<const UnitCopy> copies) {
     extents.push_back({copy.from_id * kCacheUnitBytes,
                        copy.to_id * kCacheUnitBytes, size * kCacheUnitBytes});
   }
+  std::vector<int64_t> targets;
+  for (const Extent& extent : extents) targets.push_back(extent.to);
+  std::sort(targets.begin(), targets.end());
+  for (size_t i = 0; i < extents.size(); ++i) {
+    const bool twice = i > 0 && targets[i] == targets[i - 1];
+    const int64_t unit = twice ? targets[i] : extents[i].from;
+    if (twice || std::binary_search(targets.begin(), targets.end(), unit)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "unit ", unit / kCacheUnitBytes, " is the target of a copy and the ",
+          twice ? "target" : "source",
+          " of another; the copies of a step come in no order"));
+    }
+  }
   // Neighbours that are neighbours at both ends go at once.
   std::sort(extents.begin(), extents.end(),
             [](const Extent& a, const Extent& b) { return a.from < b.from; });

@@ -82,14 +82,16 @@ class CacheStore {
   // Frees the unit unless a sequence holds it. InvalidArgument: not kept.
   absl::Status Drop(uint32_t cache_id);
 
-  // One unit to another of the same size, in stream order.
+  // One unit to another of the same size, in stream order; among themselves in
+  // any order.
   struct UnitCopy {
     uint32_t from_id = 0;
     uint32_t to_id = 0;
     bool keep = false;  // `to_id` is a new unit, kept by nobody but itself
   };
   // InvalidArgument: `from_id` is no unit; `to_id` is none of that size that
-  // one sequence alone holds, or, to be kept, overlaps one.
+  // one sequence alone holds, or, to be kept, overlaps one; or a target is
+  // another copy's source or target.
   absl::Status Copy(absl::Span<const UnitCopy> copies);
 
   // Whether the sequence holds what its first `num_tokens` positions need.

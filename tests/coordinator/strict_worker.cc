@@ -79,7 +79,18 @@ v1::StepResult StrictWorker::Execute(const v1::StepPlan& plan) {
     }
     Take(it->first, &it->second, step);
   }
-  for (const v1::CacheCopy& copy : plan.copies()) Copy(copy);
+  std::set<uint32_t> targets;
+  for (const v1::CacheCopy& copy : plan.copies()) {
+    if (!targets.insert(copy.to_id()).second) {
+      Complain(0, absl::StrCat("copies to ", copy.to_id(), " twice"));
+    }
+  }
+  for (const v1::CacheCopy& copy : plan.copies()) {
+    if (targets.count(copy.from_id()) > 0) {
+      Complain(0, absl::StrCat("copies from a copy, ", copy.from_id()));
+    }
+    Copy(copy);
+  }
   for (const v1::SequenceStep& step : plan.batch()) {
     const auto it = states_.find(step.sequence_id());
     if (it == states_.end()) continue;

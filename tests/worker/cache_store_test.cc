@@ -198,6 +198,12 @@ TEST_F(CacheStoreTest, CopiesWholeUnits) {
   EXPECT_EQ(*At(8 * span), 2);
   EXPECT_EQ(store_->num_units_held(), 5);
 
+  EXPECT_THAT(
+      std::string(store_->Copy({{0, span}, {span, 4 * span}}).message()),
+      HasSubstr("the target of a copy and the source of another"));
+  EXPECT_THAT(
+      std::string(store_->Copy({{0, 4 * span}, {span, 4 * span}}).message()),
+      HasSubstr("the target of a copy and the target of another"));
   EXPECT_FALSE(store_->Copy({{9 * span, span}}).ok());         // from nothing
   EXPECT_FALSE(store_->Copy({{0, 9 * span}}).ok());            // to nothing
   EXPECT_FALSE(store_->Copy({{0, 8 * span}}).ok());            // to a kept one
