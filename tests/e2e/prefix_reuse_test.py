@@ -1,7 +1,6 @@
 """Reusing what the cache has of a prompt changes no bit of any answer, whatever the placement, and is counted right."""
 
 import random
-import threading
 import unittest
 
 from switchyard.v1 import admin_pb2 as admin
@@ -118,6 +117,33 @@ class PrefixReuseTest(unittest.TestCase):
                         self.assertLess(found, len(turn))
                 self.assertGreater(found, 0, placement)
 
+    def test_sampling_knows_the_tokens_that_were_not_computed(self):
+        """Penalties count the whole prompt, and draws are numbered as without reuse."""
+        ways = [
+            {"temperature": 0, "repetition_penalty": 1.7},
+            {"temperature": 1.0, "seed": 3, "presence_penalty": 1.5, "frequency_penalty": 0.7, "top_p": 0.9},
+            {"temperature": 1.3, "seed": 5, "min_tokens": 9, "stop_token_ids": list(range(0, 2048, 5))},
+            {"temperature": 0, "logit_bias": {9: 4.0}, "max_tokens": 1},
+        ]
+        with Server(*FLAGS) as reusing, Server(*FLAGS, "--prefix-caching=false") as plain:
+            for placement in PLACEMENTS:
+                words = draw(12)
+                system = [RANDOM.choice(words) for _ in range(4 * BLOCK)]
+                for _ in range(2):
+                    answer(reusing, system + draw(6), placement=placement)
+                for number, fields in enumerate(ways):
+                    # A few tokens are left to compute; or one, since all before it are cached.
+                    for prompt, least in ((system + draw(number + 1), 4 * BLOCK), (system + [words[0]], 4 * BLOCK)):
+                        want = answer(plain, prompt, placement=placement, **fields)[0]
+                        for _ in range(2):
+                            got, found = answer(reusing, prompt, placement=placement, **fields)
+                            self.assertEqual(got, want, (placement, fields))
+                            self.assertGreaterEqual(found, least)
+                            self.assertLess(found, len(prompt))
+                one = draw(1)
+                self.assertEqual([answer(reusing, one, placement=placement) for _ in range(2)],
+                                 [answer(plain, one, placement=placement)] * 2)
+
     def test_placement_switch(self):
         """A stream that goes on under another placement finds what is kept under that one, and nothing else."""
         with Server(*FLAGS) as server:
@@ -158,6 +184,8 @@ class PrefixReuseTest(unittest.TestCase):
         for number in range(40):
             prompt = rng.choice(systems) + [rng.randrange(8, 2048) for _ in range(rng.choice([1, 9, 40]))]
             fields = {"placement": rng.choice(PLACEMENTS), "max_tokens": rng.randrange(1, 90), "ignore_eos": True}
+            if number < 8:  # at once, and soon too long for all of them
+                fields.update(placement=PLACEMENTS[0], max_tokens=100)
             if number % 2:
                 fields.update(temperature=1.0, seed=number, top_k=40)
             requests.append((prompt, fields))
@@ -165,16 +193,12 @@ class PrefixReuseTest(unittest.TestCase):
         with Server(*FLAGS, "--prefix-caching=false") as plain:
             alone = [plain.complete(prompt, **fields).ids for prompt, fields in requests]
         with Server(*FLAGS, *small) as server:
-            together = [None] * len(requests)
-
-            def run(number):
-                prompt, fields = requests[number]
-                together[number] = server.complete(prompt, timeout=300, **fields).ids
-            threads = [threading.Thread(target=run, args=(number,)) for number in range(len(requests))]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            streams = [server.generation.Generate(request(prompt, **fields), timeout=300) for prompt, fields in requests]
+            together = []
+            for stream in streams:
+                together.append([])
+                for event in stream:
+                    together[-1] += event.chunk.token_ids
             self.assertEqual(together, alone)
             load = server.wait_until_idle()
             self.assertGreater(load.num_preemptions, 0, "the cache was not small enough")
