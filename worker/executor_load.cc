@@ -137,15 +137,24 @@ absl::Status Executor::ReadLimits(const v1::ConfigureRequest& request) {
 
 absl::Status Executor::LoadModel(const v1::ConfigureRequest& request,
                                  DType dtype, LoadProgress& progress) {
+  const int64_t weights_bytes =
+      WeightBytesPerRank(config_, collective_->world_size(),
+                         static_cast<int32_t>(DTypeBytes(dtype)));
+  // Not when the memory is full: other processes would have to make room.
+  SY_ASSIGN_OR_RETURN(const int64_t free_bytes, device_->FreeBytes());
+  if (weights_bytes > free_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(device_->name(), ": the weights of a rank take ",
+                     weights_bytes, " bytes as ", DTypeName(dtype), ", and ",
+                     free_bytes, " are free: use more memory, or more ranks"));
+  }
   std::unique_ptr<WeightSource> source;
   if (request.random_init().empty()) {
     SY_ASSIGN_OR_RETURN(source, Checkpoint::Open(request.model_dir(), config_));
   } else {
     source = std::make_unique<RandomWeights>(config_);
   }
-  progress.bytes_total =
-      WeightBytesPerRank(config_, collective_->world_size(),
-                         static_cast<int32_t>(DTypeBytes(dtype)));
+  progress.bytes_total = weights_bytes;
   TransformerOptions options;
   options.rank = collective_->rank();
   options.world_size = collective_->world_size();

@@ -226,6 +226,14 @@ class BadStartTest(unittest.TestCase):
         self.edit_config(model, lambda config: config["decoder"]["block"]["mixer"]["mixers"]["gdn"].update(type="rwkv"))
         self.fails(["config.json", "rwkv", "gdn"], *self.serve(model))
 
+    def test_weights_that_do_not_fit_into_memory(self):
+        model = self.copy_of_tiny()
+
+        def widen(config):
+            config["hidden_size"] = config["decoder"]["block"]["mlp"]["intermediate_size"] = 1 << 22
+        self.edit_config(model, widen)  # a petabyte
+        self.fails(["the weights of a rank take", "are free"], *self.serve(model))
+
     def test_truncated_weights(self):
         model = self.copy_of_tiny()
         shard = os.path.join(model, "model-00001-of-00002.safetensors")
