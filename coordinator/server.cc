@@ -93,7 +93,14 @@ void CheckMessages(grpc::ServerBuilder* builder) {
 
 absl::StatusOr<std::unique_ptr<TokenSet>> LoadTokens(const std::string& path) {
   if (path.empty()) return nullptr;
-  return TokenSet::Load(path, [](const std::string& notice) { Log(notice); });
+  return TokenSet::Load(path, [path](const absl::Status& status) {
+    if (status.ok()) {
+      Log(LogLevel::kInfo, absl::StrCat("read ", path, " again"));
+    } else {
+      Log(LogLevel::kWarning,
+          absl::StrCat("keeping the tokens from before: ", status.message()));
+    }
+  });
 }
 
 struct Listener {
@@ -137,11 +144,13 @@ void WarnOfOpenPorts(const ServerOptions& options) {
   const bool has_tokens =
       !options.api_token_file.empty() || !options.admin_token_file.empty();
   if (!options.api_token_file.empty() && options.admin_token_file.empty()) {
-    Log("clients need a token, operators none: --admin-token-file is not set");
+    Log(LogLevel::kWarning,
+        "clients need a token, operators none: --admin-token-file is not set");
   }
   if (has_tokens && options.tls.empty() && options.host != "127.0.0.1" &&
       options.host != "::1" && options.host != "localhost") {
-    Log("tokens cross the network in clear text: --tls-cert is not set");
+    Log(LogLevel::kWarning,
+        "tokens cross the network in clear text: --tls-cert is not set");
   }
 }
 

@@ -9,8 +9,8 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "kernels/status.h"
 
@@ -47,13 +47,13 @@ bool TokenSet::Version::operator==(const Version& other) const {
 }
 
 TokenSet::TokenSet(std::string path,
-                   std::function<void(const std::string&)> on_notice)
-    : path_(std::move(path)), on_notice_(std::move(on_notice)) {}
+                   std::function<void(const absl::Status&)> on_reload)
+    : path_(std::move(path)), on_reload_(std::move(on_reload)) {}
 
 absl::StatusOr<std::unique_ptr<TokenSet>> TokenSet::Load(
     const std::string& path,
-    std::function<void(const std::string&)> on_notice) {
-  std::unique_ptr<TokenSet> set(new TokenSet(path, std::move(on_notice)));
+    std::function<void(const absl::Status&)> on_reload) {
+  std::unique_ptr<TokenSet> set(new TokenSet(path, std::move(on_reload)));
   absl::MutexLock lock(&set->mutex_);
   set->version_ = set->CurrentVersion();
   SY_RETURN_IF_ERROR(set->Reload());
@@ -91,10 +91,7 @@ void TokenSet::ReloadIfChanged() {
   if (version == version_) return;
   version_ = version;
   const absl::Status status = Reload();
-  if (on_notice_ == nullptr) return;
-  on_notice_(status.ok() ? absl::StrCat("read ", path_, " again")
-                         : absl::StrCat("keeping the tokens from before: ",
-                                        status.message()));
+  if (on_reload_ != nullptr) on_reload_(status);
 }
 
 TokenSet::Version TokenSet::CurrentVersion() const {
@@ -119,10 +116,12 @@ absl::Status CheckToken(TokenSet* tokens,
         "authorization: the call brings none; `Bearer TOKEN` is needed");
   }
   absl::string_view value(header->second.data(), header->second.size());
-  if (!absl::ConsumePrefix(&value, kTokenPrefix)) {
+  // The scheme's case is of no account (RFC 9110, 11.1).
+  if (!absl::StartsWithIgnoreCase(value, kTokenPrefix)) {
     return absl::UnauthenticatedError(
         "authorization: it must have the form `Bearer TOKEN`");
   }
+  value.remove_prefix(absl::string_view(kTokenPrefix).size());
   if (!tokens->Accepts(value)) {
     return absl::UnauthenticatedError(
         "authorization: the token is not one of those that this port accepts");

@@ -39,11 +39,11 @@ absl::StatusOr<std::vector<std::string>> ReadTokens(const std::string& path);
 class TokenSet {
  public:
   // Errors as ReadTokens. The file is read again soon after it changes, at
-  // latest for the first call a second later; a change that leaves no token to
-  // accept is not taken over, and `on_notice` hears why.
+  // latest for the first call a second later, and `on_reload` hears of it; a
+  // change that leaves no token to accept is not taken over, and it hears why.
   static absl::StatusOr<std::unique_ptr<TokenSet>> Load(
       const std::string& path,
-      std::function<void(const std::string&)> on_notice);
+      std::function<void(const absl::Status&)> on_reload);
 
   bool Accepts(absl::string_view token) ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -58,13 +58,14 @@ class TokenSet {
     bool operator==(const Version& other) const;
   };
 
-  TokenSet(std::string path, std::function<void(const std::string&)> on_notice);
+  TokenSet(std::string path,
+           std::function<void(const absl::Status&)> on_reload);
   absl::Status Reload() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ReloadIfChanged() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Version CurrentVersion() const;
 
   const std::string path_;
-  const std::function<void(const std::string&)> on_notice_;
+  const std::function<void(const absl::Status&)> on_reload_;
   absl::Mutex mutex_;
   std::vector<Digest> digests_ ABSL_GUARDED_BY(mutex_);
   Version version_ ABSL_GUARDED_BY(mutex_);

@@ -185,6 +185,13 @@ class SecuredTest(Folder):
                        f"Basic {API_TOKEN}", API_TOKEN, f"Bearer # clients", "Bearer \t"]:
             self.refuses_calls([("authorization", header.strip())])
 
+    def test_the_schemes_case_is_of_no_account(self):
+        channel = self.server.connect(self.server.target, self.credentials)
+        method = SERVICES["generation"].methods_by_name["GetModelInfo"]
+        for scheme in ["bearer", "BEARER"]:
+            self.assertEqual(call(channel, method, b"", metadata=[("authorization", f"{scheme} {API_TOKEN}")]),
+                             grpc.StatusCode.OK)
+
     def test_tokens_are_of_one_port(self):
         self.refuses_calls([("authorization", f"Bearer {ADMIN_TOKEN}")], [("authorization", f"Bearer {API_TOKEN}")])
 
