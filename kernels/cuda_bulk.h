@@ -1,7 +1,5 @@
-// The bulk copy engine without a tensor map: contiguous runs of bytes between
-// global and shared memory (PTX ISA 8.x, cp.async.bulk).
-//
-// REQUIRES, everywhere: both addresses and the size are multiples of 16.
+// The bulk copy engine without a tensor map: contiguous runs of bytes from
+// global to shared memory (PTX ISA 8.x, cp.async.bulk).
 #ifndef SWITCHYARD_KERNELS_CUDA_BULK_H_
 #define SWITCHYARD_KERNELS_CUDA_BULK_H_
 
@@ -13,7 +11,8 @@
 
 namespace switchyard::cuda {
 
-// `barrier` counts the bytes.
+// `barrier` counts the bytes. REQUIRES: both addresses and the size are
+// multiples of 16.
 __device__ __forceinline__ void CopyBulkToShared(void* shared,
                                                  const void* global, int bytes,
                                                  uint64_t* barrier) {
@@ -24,26 +23,8 @@ __device__ __forceinline__ void CopyBulkToShared(void* shared,
       : "memory");
 }
 
-// Joins the calling thread's bulk group. What ordinary stores put into `shared`
-// must have been fenced by FenceSharedForBulk in every writing thread, then a
-// barrier.
-__device__ __forceinline__ void CopyBulkToGlobal(void* global,
-                                                 const void* shared,
-                                                 int bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::
-                   "l"(global),
-               "r"(SharedAddress(shared)), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void CommitBulk() {
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-// Until at most Pending of the thread's groups still have to read their shared
-// memory.
-template <int Pending>
-__device__ __forceinline__ void WaitBulkRead() {
-  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
-}
+// Orders the calling thread's accesses to shared memory before those that the
+// copy engine and wgmma make after the next barrier.
 __device__ __forceinline__ void FenceSharedForBulk() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

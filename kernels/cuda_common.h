@@ -104,6 +104,9 @@ __device__ __forceinline__ T* RowOf(const MatrixView& view, int64_t row) {
 
 // ---- Arithmetic ----
 
+// exp(x) = exp2(x * kLog2e), which is one instruction.
+constexpr float kLog2e = 1.4426950408889634f;
+
 __device__ __forceinline__ float Sigmoid(float x) {
   return 1.0f / (1.0f + __expf(-x));
 }
@@ -120,16 +123,10 @@ __device__ __forceinline__ float WarpSum(float x) {
     x += __shfl_xor_sync(kFullWarp, x, delta);
   return x;
 }
-__device__ __forceinline__ float WarpMax(float x) {
-#pragma unroll
-  for (int delta = 16; delta > 0; delta /= 2)
-    x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, delta));
-  return x;
-}
 
-// Sum over the block, in every thread. `scratch` holds 32 floats; REQUIRES: all
-// threads of whole warps call it. Ends with a barrier's worth of safety only
-// for the values: do not reuse `scratch` before the next __syncthreads().
+// Sum over the block, in every thread. `scratch` holds 32 floats, and must not
+// be used again before the next __syncthreads(). REQUIRES: all threads of whole
+// warps call it.
 __device__ __forceinline__ float BlockSum(float x, float* scratch) {
   x = WarpSum(x);
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;

@@ -35,7 +35,6 @@ using namespace switchyard::internal::decode;
 constexpr int kMaxGroup = 16;
 constexpr int kMaxGrid = 1024;
 constexpr int kMaxSeqs = 4096;
-constexpr float kLog2e = 1.4426950408889634f;
 
 template <int D, bool Big>
 constexpr int NumStages() {
@@ -82,7 +81,8 @@ __device__ __forceinline__ void RotatePair(uint32_t& first, uint32_t& second,
 // nothing.
 template <int D, bool Big>
 __device__ __forceinline__ void StartSegment(const DecodeParams& p,
-                                             const Cursor& at, bool with_new,
+                                             const UnitCursor& at,
+                                             bool with_new,
                                              State<D, Big>& state) {
   constexpr int kRows = State<D, Big>::kRows;
   const int lane = threadIdx.x % kWarpSize, column = lane % 4 * 2;
@@ -179,7 +179,7 @@ __device__ __forceinline__ void PrefetchL2(const void* p) {
 // not see become zeros.
 template <int D>
 __device__ __forceinline__ void CopyTile(const DecodeParams& p,
-                                         const Cursor& at, int32_t begin,
+                                         const UnitCursor& at, int32_t begin,
                                          uint32_t id, uint32_t shared) {
   constexpr int kChunks = D / 8;
   const int lane = threadIdx.x % kWarpSize;
@@ -298,7 +298,7 @@ __device__ __forceinline__ int32_t AddReleaseAcquire(int32_t* counter,
 // last block of this (sequence, head), the merged output.
 // shared: [kWarps][group][D] floats, then [kWarps][group] (maximum, sum).
 template <int D, bool Big>
-__device__ void Finish(const DecodeParams& p, const Cursor& at,
+__device__ void Finish(const DecodeParams& p, const UnitCursor& at,
                        State<D, Big>& state, float* shared,
                        const Parts& parts) {
   constexpr int kPartsAtOnce = D <= 128 ? 16 : 8;  // whose loads overlap
@@ -431,7 +431,7 @@ __global__ void __launch_bounds__(kThreads, D <= 128 ? 2 : 1)
   // Block 0 always has work and waits, so the kernel ends after the one before.
   if (begin == end) return;
 
-  Cursor load(p, units_before, begin), at = load;
+  UnitCursor load(p, units_before, begin), at = load;
   int32_t to_load = end - begin;
   int load_stage = 0;
   uint32_t id = 0;

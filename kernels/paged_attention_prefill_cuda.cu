@@ -17,7 +17,6 @@ using namespace switchyard::cuda;
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kTileRows = 16 * kWarps;
-constexpr float kLog2e = 1.4426950408889634f;
 
 template <int D>
 constexpr int TileKeys() {

@@ -173,7 +173,7 @@ template <typename S>
 __device__ __forceinline__ void Produce(const PrefillParams& p,
                                         const PrefillMaps& maps,
                                         uint32_t shared, Pipeline* pipeline) {
-  Cursor key, value;
+  StageCursor key, value;
   int item_phase = 0;
   int32_t next = blockIdx.x;
   Item item;

@@ -128,12 +128,13 @@ struct Shares {
 };
 
 // A place on the line of units.
-struct Cursor {
+struct UnitCursor {
   int32_t seq, head, unit;
   SeqSpan span;
 
-  __device__ __forceinline__ Cursor(const DecodeParams& p,
-                                    const int32_t* units_before, int32_t index)
+  __device__ __forceinline__ UnitCursor(const DecodeParams& p,
+                                        const int32_t* units_before,
+                                        int32_t index)
       : span(0, 0) {
     int32_t low = 0, high = p.num_seqs - 1;
     while (low < high) {

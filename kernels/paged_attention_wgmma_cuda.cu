@@ -30,8 +30,6 @@ namespace {
 
 using namespace switchyard::internal::prefill;
 
-constexpr float kLog2e = 1.4426950408889634f;
-
 __device__ __forceinline__ float Exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -240,7 +238,7 @@ __device__ __forceinline__ void Consume(const PrefillParams& p, int consumer,
   const auto release = [&](uint64_t* barrier) {
     if (lane == 0) Arrive(barrier);
   };
-  Cursor key, value;
+  StageCursor key, value;
   int item_phase = 0;
   for (;;) {
     WaitBarrier(&pipeline->item_full, item_phase);

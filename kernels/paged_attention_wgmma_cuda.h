@@ -94,7 +94,7 @@ struct Pipeline {
 };
 
 // Position in a ring of stages.
-struct Cursor {
+struct StageCursor {
   int stage = 0, phase = 0;
   __device__ __forceinline__ void Next() {
     if (++stage == kStages) {

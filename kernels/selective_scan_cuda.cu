@@ -47,7 +47,8 @@ struct TokenInputs {
 // Lanes (a power of two) adjacent lanes hold one channel's state, four elements
 // each. Block (sequence, chunk of channels).
 template <typename T, int Lanes>
-__global__ void __launch_bounds__(kThreads) ScanKernel(const ScanParams p) {
+__global__ void __launch_bounds__(kThreads)
+    SelectiveScanKernel(const ScanParams p) {
   GridTrigger();
   const int32_t item = blockIdx.y * kThreads + threadIdx.x;
   // Surplus threads repeat the last channel, for the shuffles, and write
@@ -114,7 +115,7 @@ absl::Status DispatchLanes(const OpContext& context, const ScanParams& params,
     if (params.state_size > Lanes * kStates)
       return DispatchLanes<T, Lanes * 2>(context, params, num_seqs);
     return Launch(
-        context, "SelectiveScan", ScanKernel<T, Lanes>,
+        context, "SelectiveScan", SelectiveScanKernel<T, Lanes>,
         {dim3(num_seqs, CeilDiv(int64_t{params.d_inner} * Lanes, kThreads)),
          dim3(kThreads)},
         params);
