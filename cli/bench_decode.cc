@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "cli/bench.h"
 #include "cli/bench_engine.h"
+#include "cli/bench_work.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "kernels/status.h"
@@ -126,7 +127,8 @@ absl::StatusOr<DecodeResult> MeasureDecode(const DecodeOptions& options,
   result.placement = placement_text;
   result.shape = shape;
   result.traffic = engine.Traffic(placement, shape.batch, shape.context);
-  result.floor_ms = result.traffic.FloorMs(engine.ceilings());
+  result.floor_ms = result.traffic.FloorMs(engine.ceilings().read_gbps,
+                                           engine.ceilings().copy_gbps);
   const absl::Time fill_start = absl::Now();
   SY_RETURN_IF_ERROR(
       engine.Fill(placement, shape.batch, shape.context, options.chunk));

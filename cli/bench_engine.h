@@ -11,8 +11,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 #include "cli/bench_ranks.h"
+#include "cli/bench_work.h"
 #include "cli/ceilings.h"
 #include "cli/flags.h"
 #include "model/cache_spec.h"
@@ -36,25 +36,6 @@ struct BenchModelOptions {
 };
 
 void AddModelFlags(BenchModelOptions* options, FlagSet* flags);
-
-// What --placement takes: presets (all-NAME), mixer names joined by '+', one
-// per layer, and counts such as 3/25/4/16: layers of attention, sliding-window
-// attention, kda and gdn, spread evenly over the depth.
-absl::StatusOr<Placement> ParseBenchPlacement(const ModelConfig& config,
-                                              absl::string_view text);
-
-// Bytes of memory traffic that one rank's decode step cannot do without.
-struct StepTraffic {
-  int64_t weight_bytes = 0;  // read: every matrix that the placement uses
-  int64_t kv_bytes = 0;      // read: keys and values in reach
-  int64_t state_bytes = 0;   // read, and as many written: recurrent states
-
-  // The time they take at the ceilings' rates.
-  double FloorMs(const Ceilings& ceilings) const {
-    return 1e3 * ((weight_bytes + kv_bytes) / (ceilings.read_gbps * 1e9) +
-                  2.0 * state_bytes / (ceilings.copy_gbps * 1e9));
-  }
-};
 
 struct StepTimes {
   double median_ms = 0;
@@ -110,12 +91,10 @@ class BenchEngine {
   absl::Status Clear();
 
   StepTraffic Traffic(const Placement& placement, int32_t batch,
-                      int32_t context) const;
-  // Floating-point operations of a prefill on one rank: products with weights,
-  // scores and values of attention within the causal mask and the window, and
-  // the recurrence of the others token by token (6 for every element of the
-  // state); the logits of one row.
-  double PrefillFlops(const Placement& placement, int32_t num_tokens) const;
+                      int32_t context) const {
+    return TrafficOfStep(config_, *cache_spec_, matrix_element_bytes_,
+                         placement, batch, context);
+  }
 
  private:
   struct Sequence {

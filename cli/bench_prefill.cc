@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "cli/bench.h"
 #include "cli/bench_engine.h"
+#include "cli/bench_work.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "kernels/status.h"
@@ -85,7 +86,8 @@ absl::Status Run(const PrefillOptions& options) {
         }
         if (!engine->is_first_rank()) continue;
         const StepTimes times = Summarize(std::move(ms));
-        const double flops = engine->PrefillFlops(placements[i], length);
+        const double flops = PrefillFlops(config, options.ranks.world_size,
+                                          placements[i], length);
         const double tflops = flops / times.median_ms / 1e9;
         const double share = tflops / engine->ceilings().gemm_tflops;
         std::printf("%-16s %8d %8d %10.2f %10.2f %10.0f %10.2f %8.1f%%\n",
