@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "rpc/host_port.h"
 
 namespace switchyard {
 namespace {
@@ -50,16 +51,13 @@ class MetricsServerImpl final : public MetricsServer {
     } else if (!http_.bind_to_port(options.host, port)) {
       port = -1;
     }
-    const bool is_ipv6 = options.host.find(':') != std::string::npos;
-    const std::string host =
-        is_ipv6 ? absl::StrCat("[", options.host, "]") : options.host;
     if (port <= 0) {
-      return absl::UnavailableError(
-          absl::StrCat("cannot listen on ", host, ":", options.port,
-                       " for metrics: the port is taken, or the address is "
-                       "not this machine's"));
+      return absl::UnavailableError(absl::StrCat(
+          "cannot listen on ", JoinHostPort(options.host, options.port),
+          " for metrics: the port is taken, or the address is "
+          "not this machine's"));
     }
-    address_ = absl::StrCat(host, ":", port);
+    address_ = JoinHostPort(options.host, port);
     thread_ = std::thread([this] { http_.listen_after_bind(); });
     // stop() has no effect on a server that does not run yet.
     while (!http_.is_running()) std::this_thread::yield();

@@ -95,8 +95,7 @@ absl::StatusOr<Presets> ParsePresets(absl::string_view json,
   return presets;
 }
 
-absl::StatusOr<Presets> LoadPresets(const std::string& path,
-                                    const ModelConfig& config) {
+absl::StatusOr<std::string> ReadPresetsFile(const std::string& path) {
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
@@ -106,7 +105,13 @@ absl::StatusOr<Presets> LoadPresets(const std::string& path,
     return absl::NotFoundError(absl::StrCat(
         path, ": cannot read the presets: ", std::strerror(errno)));
   }
-  return ParsePresets(text.str(), path, config);
+  return text.str();
+}
+
+absl::StatusOr<Presets> LoadPresets(const std::string& path,
+                                    const ModelConfig& config) {
+  SY_ASSIGN_OR_RETURN(const std::string text, ReadPresetsFile(path));
+  return ParsePresets(text, path, config);
 }
 
 Presets UniformPresets(const ModelConfig& config) {

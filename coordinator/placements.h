@@ -31,16 +31,17 @@ namespace switchyard {
 
 using Presets = std::map<std::string, Placement>;
 
-// Reads a presets file:
-//   {"presets": {"quality": ["attention", "gdn", ...],   one name per layer
-//                "fast": "gdn"}}                         this one in every
-//                layer
+// Reads a presets file, in which a preset is a list of one name per layer, or
+// the name that every layer has:
+//   {"presets": {"quality": ["attention", "gdn", ...], "fast": "gdn"}}
 // Errors name the file and the preset: NotFound (no such file), InvalidArgument
 // (not this format, a name twice, a name ValidatePresetName refuses),
 // FailedPrecondition (does not fit the model).
 absl::StatusOr<Presets> LoadPresets(const std::string& path,
                                     const ModelConfig& config);
-// The same from the file's text; `file_name` stands for it in messages.
+// The text of a presets file. NotFound names it, and why it cannot be read.
+absl::StatusOr<std::string> ReadPresetsFile(const std::string& path);
+// The presets of a file's text; `file_name` stands for it in messages.
 absl::StatusOr<Presets> ParsePresets(absl::string_view json,
                                      absl::string_view file_name,
                                      const ModelConfig& config);

@@ -1,9 +1,5 @@
 #include "coordinator/presets_watcher.h"
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <sstream>
 #include <utility>
 #include <vector>
 
@@ -38,14 +34,9 @@ PresetsWatcher::PresetsWatcher(std::string path, const ModelConfig* config,
 PresetsWatcher::~PresetsWatcher() { Stop(); }
 
 PresetsWatcher::Content PresetsWatcher::Read() const {
-  errno = 0;
-  std::ifstream file(path_, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file.is_open() || (text.fail() && errno != 0)) {
-    return {"", absl::StrCat("cannot read it: ", std::strerror(errno))};
-  }
-  return {text.str(), ""};
+  absl::StatusOr<std::string> text = ReadPresetsFile(path_);
+  if (text.ok()) return {*std::move(text), ""};
+  return {"", std::string(text.status().message())};
 }
 
 void PresetsWatcher::Look() {
@@ -63,9 +54,7 @@ void PresetsWatcher::Take(const Content& content) {
             absl::StrCat("the presets stay as they were: ", why));
   };
   const std::string refused_before = std::exchange(refusal_, "");
-  if (!content.error.empty()) {
-    return keep(absl::StrCat(path_, ": ", content.error));
-  }
+  if (!content.error.empty()) return keep(content.error);
   absl::StatusOr<Presets> presets = ParsePresets(content.text, path_, *config_);
   if (!presets.ok()) return keep(presets.status().message());
   const auto change = apply_(*std::move(presets));
