@@ -21,11 +21,12 @@ enum class ActivationKind : uint8_t {
 
 struct ActivationArgs {
   ActivationKind kind = ActivationKind::kSilu;
-  MatrixView x;  // [num_tokens, width], or gated: [num_tokens, 2 * width], gate
-                 // first, then up
+  // [num_tokens, width], or gated: [num_tokens, 2 * width], gate first, then
+  // up.
+  MatrixView x;
   bool gated = false;
-  MatrixView
-      out;  // [num_tokens, width] activation type; may be x when not gated
+  // [num_tokens, width] activation type; may be x when not gated.
+  MatrixView out;
 };
 
 // out = f(x), or gated: out = f(gate) * up.

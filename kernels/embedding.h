@@ -12,8 +12,8 @@ struct EmbeddingArgs {
   const int32_t* token_ids = nullptr;  // [num_tokens]
   MatrixView table;         // [vocab_local, hidden], fp32, bf16 or fp16
   int32_t vocab_begin = 0;  // the token id of the table's first row
-  MatrixView
-      out;  // [num_tokens, hidden] fp32; zero where the id is another rank's
+  // [num_tokens, hidden] fp32; zero where the id is another rank's.
+  MatrixView out;
 };
 
 // out[i] = table[token_ids[i] - vocab_begin], or 0: the sum over ranks is the

@@ -10,12 +10,13 @@
 namespace switchyard {
 
 struct JoinShardsArgs {
-  const float* shards =
-      nullptr;  // [world_size, rows, shard_cols] as all-gathered
+  // [world_size, rows, shard_cols] as all-gathered.
+  const float* shards = nullptr;
   int32_t world_size = 0;
   int64_t shard_cols = 0;
-  MatrixView out;  // [rows, cols] fp32, cols <= world_size * shard_cols:
-                   // padding at the end is dropped
+  // [rows, cols] fp32, cols <= world_size * shard_cols: padding at the end is
+  // dropped.
+  MatrixView out;
 };
 
 // out[r][s * shard_cols + c] = shards[s][r][c].
@@ -26,8 +27,8 @@ struct LogprobsArgs {
   const int32_t* targets = nullptr;  // [rows] token ids
   int32_t num_top = 0;               // 0..kMaxTopLogprobs best tokens per row
   float* target_logprobs = nullptr;  // [rows]
-  int32_t* top_ids =
-      nullptr;  // [rows, num_top], best first; equal logits: the lower id first
+  // [rows, num_top], best first; equal logits: the lower id first.
+  int32_t* top_ids = nullptr;
   float* top_logprobs = nullptr;  // [rows, num_top]
 };
 

@@ -19,18 +19,16 @@ class Workspace {
   Workspace() = default;
   Workspace(std::byte* data, int64_t bytes) : data_(data), bytes_(bytes) {}
 
-  // 256-byte aligned. REQUIRES: it fits; sizes come from a counting pass at
-  // start (see `Counting`).
+  // 256-byte aligned. REQUIRES: it fits. A workspace without a buffer only
+  // counts: the same allocations made on one tell how large the buffer must be.
   std::byte* Allocate(int64_t bytes) {
     const int64_t begin = used_;
     used_ += (bytes + 255) / 256 * 256;
-    peak_ = used_ > peak_ ? used_ : peak_;
     if (data_ == nullptr) return reinterpret_cast<std::byte*>(256);
     SY_CHECK(used_ <= bytes_);
     return data_ + begin;
   }
   int64_t used() const { return used_; }
-  int64_t peak() const { return peak_; }
   int64_t bytes() const { return bytes_; }
   // Frees everything allocated since `mark` = used() was read.
   void Rewind(int64_t mark) { used_ = mark; }
@@ -40,7 +38,6 @@ class Workspace {
   std::byte* data_ = nullptr;
   int64_t bytes_ = 0;
   int64_t used_ = 0;
-  int64_t peak_ = 0;
 };
 
 // What a workspace has for an op's scratch beside what the model itself counts,

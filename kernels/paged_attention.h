@@ -18,8 +18,8 @@ struct PagedAttentionArgs {
   int32_t num_heads = 0;         // of this rank
   int32_t num_kv_heads = 0;      // of this rank; divides num_heads
   int32_t head_size = 0;
-  int32_t window =
-      0;            // a query sees this many positions, itself included; 0: all
+  // A query sees this many positions, itself included; 0: all.
+  int32_t window = 0;
   float scale = 0;  // of the scores
 
   // Views of the fused projection, before RoPE; q and k are scratch afterwards.

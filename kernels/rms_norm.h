@@ -14,28 +14,29 @@ namespace switchyard {
 // mixed placements cost no extra pass.
 struct AddRmsNormArgs {
   MatrixView residual;  // [num_tokens, hidden] fp32, updated in place
-  MatrixView delta;  // [num_delta_rows, hidden] fp32 or the activation type; no
-                     // data: nothing is added
-  const int32_t* rows = nullptr;  // [out.rows] residual row of each output row,
-                                  // no row twice; null: the same
-  const int32_t* delta_rows = nullptr;  // [out.rows] delta row of each output
-                                        // row; null: the output row's index
-  const float* weight = nullptr;        // [hidden]
+  // [num_delta_rows, hidden] fp32 or the activation type; no data: nothing is
+  // added.
+  MatrixView delta;
+  // [out.rows] residual row of each output row, no row twice; null: the same.
+  const int32_t* rows = nullptr;
+  // [out.rows] delta row of each output row; null: the output row's index.
+  const int32_t* delta_rows = nullptr;
+  const float* weight = nullptr;  // [hidden]
   float epsilon = 0;
   MatrixView out;  // [out.rows, hidden] activation type (fp32 or bf16)
 };
 
 // For each output row i, with r = rows[i]:
-//   residual[r] += delta[delta_rows[i]];  out[i] = residual[r] *
-//   rsqrt(mean(residual[r]^2) + epsilon) * weight
+//   residual[r] += delta[delta_rows[i]]
+//   out[i] = residual[r] * rsqrt(mean(residual[r]^2) + epsilon) * weight
 // Rows of the residual that are not named stay as they are.
 absl::Status AddRmsNorm(const OpContext& context, const AddRmsNormArgs& args);
 
 enum class GateActivation : uint8_t { kSilu, kSigmoid };
 
 struct GatedRmsNormArgs {
-  MatrixView
-      x;  // [num_tokens, num_heads * head_dim] fp32 or the activation type
+  // [num_tokens, num_heads * head_dim] fp32 or the activation type.
+  MatrixView x;
   MatrixView gate;                // the same shape, any row stride
   const float* weight = nullptr;  // [head_dim]
   float epsilon = 0;

@@ -26,8 +26,8 @@ struct RopeArgs {
   int64_t num_positions = 0;           // rows of the table
 };
 
-// With h = head_size/2: (x1, x2) = halves; out = (x1 cos - x2 sin, x2 cos + x1
-// sin).
+// With (x1, x2) the halves of a head:
+//   out = (x1 cos - x2 sin, x2 cos + x1 sin)
 absl::Status Rope(const OpContext& context, const RopeArgs& args);
 
 }  // namespace switchyard

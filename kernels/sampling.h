@@ -22,8 +22,8 @@ struct SamplingRow {
   float repetition_penalty = 1;
   int32_t counts_row = -1;  // row of `counts`, -1: no penalties
   uint64_t seed = 0;
-  uint32_t draw =
-      0;  // tokens generated before this one: the counter of the random stream
+  // Tokens generated before this one: the counter of the random stream.
+  uint32_t draw = 0;
   int32_t bias_begin = 0;  // range of the row in bias_ids / bias_values
   int32_t bias_end = 0;
 };
@@ -35,13 +35,12 @@ constexpr uint16_t kCountsPromptBit = 0x8000;
 struct SamplingArgs {
   MatrixView logits;                  // [rows, vocab] fp32; left changed
   const SamplingRow* rows = nullptr;  // [rows] on the device
-  const SamplingRow* host_rows =
-      nullptr;  // the same on the host (to choose kernels); null inside a
-                // captured graph
+  // The same on the host (to choose kernels); null inside a captured graph.
+  const SamplingRow* host_rows = nullptr;
   const int32_t* bias_ids = nullptr;  // token ids whose logits get a bias added
   const float* bias_values = nullptr;  // -infinity forbids a token (min_tokens)
-  uint16_t* counts =
-      nullptr;  // [num_counts_rows, vocab]; the drawn token is counted
+  // [num_counts_rows, vocab]; the drawn token is counted.
+  uint16_t* counts = nullptr;
   int32_t* token_ids = nullptr;  // [rows] out
 };
 
@@ -51,9 +50,8 @@ struct SamplingArgs {
 //      tokens only). NaN counts as -infinity.
 //   2. Greedy (temperature 0): the largest l.
 //   3. l = (l - max l) / temperature, then keep the top_k largest; of those the
-//   smallest set
-//      of largest ones whose probability, renormalised over the top_k, reaches
-//      top_p; of those the ones with p >= min_p * max p.
+//      smallest set of largest ones whose probability, renormalised over the
+//      top_k, reaches top_p; of those the ones with p >= min_p * max p.
 //   4. Draw by Gumbel-max: argmax of l_t + G_t over the kept t, with G_t =
 //      -log(-log u), u = (w + 1/2) / 2^32, and w word t % 4 of Philox4x32-10
 //      keyed by seed at counter (t / 4, draw, 0, 0) (philox.h). -log u of a u

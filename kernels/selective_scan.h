@@ -14,20 +14,23 @@ struct SelectiveScanArgs {
   VarlenBatch batch;
   SlotTable state;  // [d_inner, state_size] fp32 per sequence, read and updated
   int32_t state_size = 0;
-  int32_t num_heads = 0;  // groups of C: d_inner / state_size; channel c
-                          // belongs to head c / (d_inner / num_heads)
-  int32_t num_b_heads =
-      0;  // divides num_heads; head h uses B head h / (num_heads / num_b_heads)
-  int32_t num_x_heads =
-      0;  // num_heads, or num_b_heads where x still has to be repeated like B
+  // Groups of C: d_inner / state_size; channel c belongs to head c / (d_inner /
+  // num_heads).
+  int32_t num_heads = 0;
+  // Divides num_heads; head h uses B head h / (num_heads / num_b_heads).
+  int32_t num_b_heads = 0;
+  // num_heads, or num_b_heads where x still has to be repeated like B.
+  int32_t num_x_heads = 0;
 
-  MatrixView x;   // [num_tokens, num_x_heads * (d_inner / num_heads)] after the
-                  // convolution, activation type
-  MatrixView dt;  // [num_tokens, d_inner] after dt_proj (with its bias), before
-                  // softplus; fp32 or activation type
-  MatrixView b;   // [num_tokens, num_b_heads * state_size]
-  MatrixView c;   // [num_tokens, num_heads * state_size]
-  MatrixView z;   // [num_tokens, d_inner] gate
+  // [num_tokens, num_x_heads * (d_inner / num_heads)] after the convolution,
+  // activation type.
+  MatrixView x;
+  // [num_tokens, d_inner] after dt_proj (with its bias), before softplus; fp32
+  // or activation type.
+  MatrixView dt;
+  MatrixView b;                  // [num_tokens, num_b_heads * state_size]
+  MatrixView c;                  // [num_tokens, num_heads * state_size]
+  MatrixView z;                  // [num_tokens, d_inner] gate
   const float* a_log = nullptr;  // [d_inner, state_size]
   const float* d = nullptr;      // [d_inner] skip
   MatrixView out;                // [num_tokens, d_inner] activation type

@@ -22,15 +22,16 @@ struct VarlenBatch {
   int32_t num_decodes = 0;     // sequences [0, num_decodes) have one new token
   int32_t num_tokens = 0;      // new tokens of all sequences
   int32_t max_new_tokens = 0;  // of any sequence
-  int32_t max_total_tokens = 0;  // upper bound of context + new tokens of any
-                                 // sequence (bounds what kernels count)
+  // Upper bound of context + new tokens of any sequence (bounds what kernels
+  // count).
+  int32_t max_total_tokens = 0;
 
-  const int32_t* token_offsets =
-      nullptr;  // [num_seqs + 1] first row of each sequence
-  const int32_t* context_lens =
-      nullptr;  // [num_seqs] positions already in the cache before this step
-  const int32_t* positions =
-      nullptr;  // [num_tokens] position of each row in its sequence
+  // [num_seqs + 1] first row of each sequence.
+  const int32_t* token_offsets = nullptr;
+  // [num_seqs] positions already in the cache before this step.
+  const int32_t* context_lens = nullptr;
+  // [num_tokens] position of each row in its sequence.
+  const int32_t* positions = nullptr;
   const int32_t* host_token_offsets = nullptr;
   const int32_t* host_context_lens = nullptr;
 };

@@ -37,8 +37,8 @@ enum class CacheKind { kBlocks, kSlot };
 // The cache of one mixer in one layer, on one rank.
 struct MixerCacheSpec {
   CacheKind kind = CacheKind::kBlocks;
-  int64_t unit_bytes =
-      0;  // of one block or slot; a multiple of kCacheUnitBytes
+  // Of one block or slot; a multiple of kCacheUnitBytes.
+  int64_t unit_bytes = 0;
 
   // kBlocks.
   int32_t num_kv_heads_local = 0;

@@ -21,9 +21,9 @@
 namespace switchyard {
 
 enum class MixerType { kAttention, kGdn, kKda, kMamba };
+// kGelu is exact (erf), kRelu2 is relu(x)^2. An MLP has any but kSigmoid.
 enum class Activation { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid };
 
-// kGelu is exact (erf), kRelu2 is relu(x)^2. An MLP has any but kSigmoid.
 // The word used in config files, protos and messages, e.g. "gdn", "silu".
 const char* MixerTypeName(MixerType type);
 const char* ActivationName(Activation activation);
@@ -102,8 +102,8 @@ struct MlpConfig {
 struct LayerConfig {
   std::string path;  // where config.json describes it: "decoder.block", ...
   bool stochastic = false;  // weights lie under mixer.mixers.NAME.
-  std::vector<MixerConfig>
-      mixers;              // in the file's order; one if not stochastic
+  // In the file's order; one if not stochastic.
+  std::vector<MixerConfig> mixers;
   int32_t main_mixer = 0;  // index into mixers
   MlpConfig mlp;
 };
