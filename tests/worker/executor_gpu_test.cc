@@ -13,9 +13,6 @@
 namespace switchyard {
 namespace {
 
-constexpr char kTinyDir[] = "tests/testdata/apriel2-tiny";
-constexpr char kStochasticDir[] = "tests/testdata/zoo-stochastic5";
-
 HarnessOptions OnGpu(const std::string& dir, const std::string& dtype) {
   HarnessOptions options;
   options.model_dir = dir;
@@ -38,14 +35,6 @@ std::vector<HarnessResult> GenerateAll(
   }
   if (!results.ok()) return std::vector<HarnessResult>(requests.size());
   return *results;
-}
-
-std::vector<int32_t> Prompt(int32_t length, int32_t salt) {
-  std::vector<int32_t> tokens;
-  for (int32_t i = 0; i < length; ++i) {
-    tokens.push_back((7 + salt * 31 + i * i * 13) % 300);
-  }
-  return tokens;
 }
 
 HarnessRequest Greedy(std::vector<std::string> mixers, int32_t length,

@@ -313,4 +313,20 @@ absl::StatusOr<HarnessResult> ExecutorHarness::GenerateOne(
   return std::move(results[0]);
 }
 
+std::unique_ptr<ExecutorHarness> Harness(const std::string& model_dir,
+                                         int32_t world_size) {
+  HarnessOptions options;
+  options.model_dir = model_dir;
+  options.world_size = world_size;
+  return ExecutorHarness::Create(options).value();
+}
+
+std::vector<int32_t> Prompt(int32_t length, int32_t salt) {
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < length; ++i) {
+    tokens.push_back((7 + salt * 31 + i * i * 13) % 300);
+  }
+  return tokens;
+}
+
 }  // namespace switchyard

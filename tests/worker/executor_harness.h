@@ -151,6 +151,17 @@ class ExecutorHarness {
   std::set<uint32_t> shared_units_;                      // never free again
 };
 
+// Where the models of these tests lie.
+inline constexpr char kTinyDir[] = "tests/testdata/apriel2-tiny";
+inline constexpr char kStochasticDir[] = "tests/testdata/zoo-stochastic5";
+
+// On the CPU, otherwise as HarnessOptions has it. REQUIRES: the model loads.
+std::unique_ptr<ExecutorHarness> Harness(const std::string& model_dir,
+                                         int32_t world_size = 1);
+
+// Made-up token ids below 300, others for every salt.
+std::vector<int32_t> Prompt(int32_t length, int32_t salt = 0);
+
 }  // namespace switchyard
 
 #endif  // SWITCHYARD_TESTS_WORKER_EXECUTOR_HARNESS_H_
