@@ -1,10 +1,12 @@
 #include "cli/worker.h"
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cli/worker_flags.h"
 #include "kernels/device.h"
 #include "kernels/status.h"
 #include "log/log.h"
@@ -43,7 +45,9 @@ absl::StatusOr<WorkerBackend> MakeBackend(const WorkerOptions& options) {
 }  // namespace
 
 int WorkerCommand(absl::Span<const std::string> args) {
-  return WorkerMain(args, MakeBackend);
+  WorkerOptions options;
+  if (std::optional<int> code = ParseWorkerFlags(args, &options)) return *code;
+  return WorkerMain(options, MakeBackend);
 }
 
 }  // namespace switchyard

@@ -1,4 +1,4 @@
-// The `switchyard worker` command: one rank, as a process.
+// One rank as a process: the body of `switchyard worker`.
 #ifndef SWITCHYARD_WORKER_WORKER_MAIN_H_
 #define SWITCHYARD_WORKER_WORKER_MAIN_H_
 
@@ -8,7 +8,6 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "absl/types/span.h"
 #include "log/log.h"
 #include "rpc/credentials.h"
 #include "worker/step_executor.h"
@@ -27,16 +26,7 @@ struct WorkerOptions {
   bool exit_with_parent = false;
   LogFormat log_format = LogFormat::kText;
   LogLevel log_level = LogLevel::kInfo;
-  bool help = false;
 };
-
-// `args` without the program's and the command's name. kInvalidArgument names
-// the flag.
-absl::StatusOr<WorkerOptions> ParseWorkerOptions(
-    absl::Span<const std::string> args);
-
-// What `switchyard worker --help` prints.
-std::string WorkerHelp();
 
 // Makes the backend of a device. kInvalidArgument or kUnavailable names the
 // device that is unknown or not there.
@@ -44,12 +34,12 @@ using WorkerBackendFactory =
     std::function<absl::StatusOr<WorkerBackend>(const WorkerOptions&)>;
 
 // Serves one group and returns the process's exit code: 0 after a clean
-// shutdown (by the coordinator or SIGTERM), 1 when the group was lost, 2 for
-// bad arguments. Prints `health on HOST:PORT`, if it has such a port, and
-// `worker listening on HOST:PORT` on stdout when ready,
-// and on stderr the reason for any other code. Call it from the main thread,
-// before other threads start: it blocks SIGTERM and SIGINT in all of them.
-int WorkerMain(absl::Span<const std::string> args,
+// shutdown (by the coordinator or SIGTERM), 1 otherwise, with the reason in the
+// log. Prints `health on HOST:PORT`, if it has such a port, and
+// `worker listening on HOST:PORT` on stdout when it is ready. Call it from the
+// main thread, before other threads start: it blocks SIGTERM and SIGINT in all
+// of them.
+int WorkerMain(const WorkerOptions& options,
                const WorkerBackendFactory& make_backend);
 
 }  // namespace switchyard

@@ -488,7 +488,7 @@ TEST_F(WorkerProcessTest, AKilledWorkerIsNamedAtOnce) {
 }
 
 TEST_F(WorkerProcessTest, AStoppedWorkerIsNamedByItsPeer) {
-  StartGroup(2, {"--collective-timeout", "1"});
+  StartGroup(2, {"--collective-timeout", "1s"});
   RunStep(1);
   processes_[1]->Stop();
   ASSERT_TRUE(group_->Submit(Plan(2)).ok());
