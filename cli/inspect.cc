@@ -299,8 +299,8 @@ int InspectCommand(absl::Span<const std::string> args) {
   flags.String("random-init", &options.random_init, "NAME",
                absl::StrCat("a named shape instead of a directory: ",
                             absl::StrJoin(NamedShapes(), ", ")));
-  flags.Int("world-size", &options.world_size, 1, 1024,
-            "the tensor-parallel size the cache is counted for");
+  flags.Int("tensor-parallel-size", &options.world_size, 1, 1024,
+            "ranks that the cache is counted for");
   flags.Choice("device", &options.device, {"cpu", "cuda"},
                "whose element sizes count in the cache: fp32 or bf16");
   flags.Int("block-size", &options.block_size, 1, 1024,
