@@ -19,13 +19,13 @@ struct GoldenCase {
   int32_t index = 0;                   // in its file, or prompt of its run
   std::vector<std::string> placement;  // empty: the model's own
   std::vector<uint32_t> prompt_ids;
-  std::vector<double>
-      prompt_logprobs;  // empty, or one per prompt token; [0] means nothing
+  // Empty, or one per prompt token; [0] means nothing.
+  std::vector<double> prompt_logprobs;
   std::vector<uint32_t> greedy_ids;
   std::vector<double> greedy_logprobs;  // [greedy_ids]
   std::vector<double> margins;          // [greedy_ids]
-  std::vector<double>
-      last_logprobs;  // empty, or [vocab] of the first generated token
+  // Empty, or [vocab] of the first generated token.
+  std::vector<double> last_logprobs;
 };
 
 // NotFound, or InvalidArgument naming the file and the case.

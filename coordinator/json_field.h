@@ -21,9 +21,8 @@ class JsonField {
   explicit JsonField(const nlohmann::json* root) : value_(root) {}
 
   const nlohmann::json& value() const { return *value_; }
-  const std::string& path() const {
-    return path_;
-  }  // `model.merges[3]`; empty for the document
+  // `model.merges[3]`; empty for the document.
+  const std::string& path() const { return path_; }
   bool is_null() const { return value_->is_null(); }
   size_t size() const { return value_->size(); }
 

@@ -108,8 +108,9 @@ class Stream final
   v1::StepResult result_;  // being read
 
   absl::Mutex mutex_;
+  // The front is being written.
   std::deque<std::shared_ptr<const v1::StepPlan>> plans_
-      ABSL_GUARDED_BY(mutex_);  // the front is being written
+      ABSL_GUARDED_BY(mutex_);
   int num_starting_ ABSL_GUARDED_BY(mutex_) = 0;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   bool released_ ABSL_GUARDED_BY(mutex_) = false;

@@ -428,8 +428,8 @@ class WorkerGroupImpl final : public WorkerGroup {
   uint64_t last_submitted_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Time last_completed_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
   std::vector<bool> reported_error_ ABSL_GUARDED_BY(mutex_);  // by rank
-  absl::Status echo_
-      ABSL_GUARDED_BY(mutex_);  // a failure that waits for its cause
+  // A failure that waits for its cause.
+  absl::Status echo_ ABSL_GUARDED_BY(mutex_);
   absl::Time echo_time_ ABSL_GUARDED_BY(mutex_);
   bool echo_is_wait_ ABSL_GUARDED_BY(mutex_) = false;  // for a silent peer
 
