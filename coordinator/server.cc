@@ -16,6 +16,7 @@
 #include "coordinator/admin_service.h"
 #include "coordinator/generation_service.h"
 #include "coordinator/log.h"
+#include "coordinator/unknown_methods.h"
 #include "kernels/status.h"
 #include "rpc/credentials.h"
 #include "rpc/hang_up.h"
@@ -111,6 +112,7 @@ struct Listener {
 
 absl::StatusOr<Listener> Listen(const ServerOptions& options, int port,
                                 grpc::Service* service,
+                                UnknownMethods* unknown_methods,
                                 const char* service_name, bool is_blocking) {
   SY_ASSIGN_OR_RETURN(
       const std::shared_ptr<grpc::ServerCredentials> credentials,
@@ -121,6 +123,7 @@ absl::StatusOr<Listener> Listen(const ServerOptions& options, int port,
   // Two servers must not share a port by accident.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.RegisterService(service);
+  builder.RegisterCallbackGenericService(unknown_methods);
   int bound_port = 0;
   const std::string wanted = JoinHostPort(options.host, port);
   builder.AddListeningPort(wanted, credentials, &bound_port);
@@ -168,6 +171,12 @@ struct Server::Impl {
   const std::unique_ptr<TokenSet> admin_tokens;  // null: anybody may call
   GenerationService generation;
   AdminService admin;
+  UnknownMethods unknown_to_clients{
+      absl::StrCat("this port serves ", kGenerationServiceName,
+                   ", the one of --admin-port ", kAdminServiceName)};
+  UnknownMethods unknown_to_operators{
+      absl::StrCat("this port serves ", kAdminServiceName,
+                   ", the one of --port ", kGenerationServiceName)};
   Listener client_port;
   Listener admin_port;
   bool is_over = false;
@@ -186,10 +195,12 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
                                      std::move(admin_tokens));
   SY_ASSIGN_OR_RETURN(impl->client_port,
                       Listen(options, options.port, impl->generation.service(),
-                             kGenerationServiceName, /*is_blocking=*/false));
+                             &impl->unknown_to_clients, kGenerationServiceName,
+                             /*is_blocking=*/false));
   SY_ASSIGN_OR_RETURN(impl->admin_port,
                       Listen(options, options.admin_port, impl->admin.service(),
-                             kAdminServiceName, /*is_blocking=*/true));
+                             &impl->unknown_to_operators, kAdminServiceName,
+                             /*is_blocking=*/true));
   return std::unique_ptr<Server>(new Server(std::move(impl)));
 }
 

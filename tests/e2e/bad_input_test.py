@@ -153,6 +153,16 @@ class BadRequestTest(unittest.TestCase):
         foreign = [line for line in self.server.stderr_lines if not line.startswith("20")]
         self.assertEqual(foreign, [], "lines that are not the log's")
 
+    def test_a_method_of_the_other_port_or_of_none_is_named(self):
+        for target, method, serves in [
+                (self.server.target, "/switchyard.v1.AdminService/GetServerInfo", "GenerationService"),
+                (self.server.admin_target, "/switchyard.v1.GenerationService/Generate", "AdminService"),
+                (self.server.target, "/switchyard.v1.GenerationService/Nothing", "GenerationService")]:
+            with self.assertRaises(grpc.RpcError) as raised:
+                self.server.connect(target).unary_unary(method)(b"", timeout=30)
+            self.assertEqual(raised.exception.code(), grpc.StatusCode.UNIMPLEMENTED)
+            self.assertIn(f"no method {method} here: this port serves switchyard.v1.{serves}", raised.exception.details())
+
     def test_admin_errors(self):
         def code(call, message):
             with self.assertRaises(grpc.RpcError) as raised:
