@@ -88,7 +88,7 @@ class LocalWorkers {
       if (rank == 0 && !why_cpu.empty())
         Log(LogLevel::kInfo, absl::StrCat("running on the CPU: ", why_cpu));
       SY_ASSIGN_OR_RETURN(std::unique_ptr<Subprocess> process,
-                          Subprocess::Start(Arguments(options, rank, device)));
+                          Subprocess::Start(Arguments(options, device)));
       processes_.push_back(std::move(process));
     }
     for (int rank = 0; rank < options.world_size; ++rank) {
@@ -128,7 +128,6 @@ class LocalWorkers {
 
  private:
   static std::vector<std::string> Arguments(const LocalWorkersOptions& options,
-                                            int rank,
                                             const std::string& device) {
     const int cores =
         std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
