@@ -208,6 +208,16 @@ absl::Status Executor::ShareCache(const v1::SequenceStart& start,
                                start.shared_ids(i)),
                  absl::StrCat("sequence ", id)));
   }
+  // What follows full blocks is written, and others read what is shared.
+  const int64_t num_full = start.num_cached() / cache_spec_->block_size();
+  for (const uint32_t layer : start.shared_layers()) {
+    const int64_t num_shared = sequence.cache.ids(layer).size();
+    if (num_shared <= num_full) continue;
+    return BadSequence(
+        id, absl::StrCat("shares ", num_shared, " blocks of layer ", layer,
+                         ", but its ", start.num_cached(),
+                         " cached positions fill ", num_full));
+  }
   return absl::OkStatus();
 }
 

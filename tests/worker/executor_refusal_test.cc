@@ -127,6 +127,28 @@ TEST(ExecutorRefusalTest, RefusesMoreThanItIsConfiguredFor) {
               HasSubstr("max_num_seqs is 2"));
 }
 
+TEST(ExecutorRefusalTest, RefusesToShareABlockThatWouldBeWritten) {
+  HarnessOptions options;
+  options.model_dir = kStochasticDir;
+  const auto harness = ExecutorHarness::Create(options).value();
+  HarnessRequest request;
+  request.prompt = Prompt(35);
+  v1::StepPlan plan;
+  const uint64_t first = harness->Start(plan, request);
+  harness->Add(plan, first, 32);
+  ASSERT_TRUE(harness->Execute(plan).ok());
+  plan = v1::StepPlan();
+  const ExecutorHarness::Prefix prefix = harness->Keep(plan, first);
+  harness->Add(plan, first, 3);
+  ASSERT_TRUE(harness->Execute(plan).ok());
+  plan = v1::StepPlan();
+  harness->AddWith(plan, harness->Start(plan, request), prefix, 3);
+  plan.mutable_started(0)->set_num_cached(31);
+  EXPECT_THAT(std::string(harness->Execute(plan).status().message()),
+              HasSubstr("sequence 2 shares 2 blocks of layer 0, but its 31 "
+                        "cached positions fill 1"));
+}
+
 TEST(ExecutorRefusalTest, PlacementsChangeInTwoPhases) {
   const auto harness = Harness(kStochasticDir);
   Executor& executor = harness->executor(0);
