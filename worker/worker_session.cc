@@ -19,6 +19,10 @@ constexpr uint32_t kMaxWorldSize = 1024;
 // next step is launched by then, so this delays no device.
 constexpr absl::Duration kPollPeriod = absl::Microseconds(20);
 
+// When all ranks are told to stop, a peer may be gone before this one is told.
+// For this long, a step that lost a peer waits for the word.
+constexpr absl::Duration kPeerGoneGrace = absl::Milliseconds(100);
+
 absl::Status CheckRequest(const v1::ConfigureRequest& request) {
   if (request.world_size() < 1 || request.world_size() > kMaxWorldSize) {
     return absl::InvalidArgumentError(
@@ -249,6 +253,12 @@ void WorkerSession::FinishStep(Step step,
   if (!outcome.ok()) {
     // What a step says that was woken by the end tells nothing of its cause.
     absl::MutexLock lock(&mutex_);
+    if (absl::IsUnavailable(outcome.status())) {
+      const auto is_over = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return outcome_.has_value();
+      };
+      mutex_.AwaitWithTimeout(absl::Condition(&is_over), kPeerGoneGrace);
+    }
     if (outcome_.has_value()) outcome = OverStatus();
   }
   const absl::Status status = outcome.status();

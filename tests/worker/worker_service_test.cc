@@ -225,9 +225,9 @@ TEST_F(WorkerServiceTest, LaunchesTheNextStepWhileOneIsUnderWay) {
 
 // A step that never ends does not keep the session from ending.
 TEST_F(WorkerServiceTest, EndsWhileAStepIsUnderWay) {
-  absl::Notification asked;
-  rank_.is_ready = [&asked](int) {
-    if (!asked.HasBeenNotified()) asked.Notify();
+  absl::Notification both;  // steps are under way
+  rank_.is_ready = [&both](int num_steps) {
+    if (num_steps == 2 && !both.HasBeenNotified()) both.Notify();
     return false;
   };
   MakeReady();
@@ -235,7 +235,7 @@ TEST_F(WorkerServiceTest, EndsWhileAStepIsUnderWay) {
   auto stream = stub_->Execute(&context);
   ASSERT_TRUE(stream->Write(Plan(1)));
   ASSERT_TRUE(stream->Write(Plan(2)));
-  ASSERT_TRUE(asked.WaitForNotificationWithTimeout(kSoon));
+  ASSERT_TRUE(both.WaitForNotificationWithTimeout(kSoon));
   service_->session().End(absl::UnavailableError("a peer is gone"));
   v1::StepResult result;
   for (uint64_t id = 1; id <= 2; ++id) {
