@@ -46,6 +46,12 @@ absl::Status LoadTokenizer(const std::string& model_dir, ServedModel* model) {
     return absl::OkStatus();
   }
   SY_ASSIGN_OR_RETURN(model->tokenizer, Tokenizer::Load(path));
+  const int64_t vocab_size = model->config.vocab_size;
+  if (model->tokenizer->vocab_size() > vocab_size) {
+    Log(LogLevel::kWarning,
+        absl::StrCat(path, " has tokens that the model has not: from id ",
+                     vocab_size, " on; texts that contain them are refused"));
+  }
   return absl::OkStatus();
 }
 

@@ -40,7 +40,9 @@ absl::StatusOr<std::vector<uint32_t>> PromptTokenIds(
       "prompt: there is none; set text or token_ids");
 }
 
+// `field`: of the request, that the ids come from.
 absl::Status CheckPrompt(const std::vector<uint32_t>& ids,
+                         v1::GenerateRequest::PromptCase field,
                          const ServedModel& model) {
   if (ids.empty()) {
     return absl::InvalidArgumentError(
@@ -60,6 +62,12 @@ absl::Status CheckPrompt(const std::vector<uint32_t>& ids,
   }
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < static_cast<uint32_t>(model.config.vocab_size)) continue;
+    if (field == v1::GenerateRequest::kText) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("text: tokenizer.json makes a token of id ", ids[i],
+                       " of a part of it, and the model's vocabulary has only ",
+                       model.config.vocab_size));
+    }
     return absl::InvalidArgumentError(absl::StrCat(
         "token_ids.ids[", i, "]: ", ids[i],
         " is not below the vocabulary's size of ", model.config.vocab_size));
@@ -81,7 +89,8 @@ absl::StatusOr<EngineRequest> ParseGenerateRequest(
   result.request_id = request.request_id().empty() ? std::string(assigned_id)
                                                    : request.request_id();
   SY_ASSIGN_OR_RETURN(result.prompt_token_ids, PromptTokenIds(request, model));
-  SY_RETURN_IF_ERROR(CheckPrompt(result.prompt_token_ids, model));
+  SY_RETURN_IF_ERROR(
+      CheckPrompt(result.prompt_token_ids, request.prompt_case(), model));
   SY_RETURN_IF_ERROR(ValidateSamplingParams(
       request.sampling(), static_cast<uint32_t>(model.config.vocab_size),
       model.limits));

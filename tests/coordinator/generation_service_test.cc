@@ -183,6 +183,15 @@ TEST_F(GenerationServiceTest, MessagesThatCannotBeParsedAreInvalid) {
   }
 }
 
+TEST_F(GenerationServiceTest, NamesTextWhoseTokensTheModelHasNot) {
+  model_.config.vocab_size = 9;  // special tokens and a byte
+  Start();
+  v1::GenerateRequest request = Request({}, 5);
+  request.set_text("words");
+  Refused(request, grpc::StatusCode::INVALID_ARGUMENT,
+          {"text", "tokenizer.json", "only 9"});
+}
+
 TEST_F(GenerationServiceTest, WithoutATokenizerTextIsUnimplemented) {
   model_.tokenizer = nullptr;
   Start();
