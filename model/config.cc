@@ -161,19 +161,19 @@ const char* MixerTypeName(MixerType type) {
   return "?";
 }
 
-const char* ActivationName(Activation activation) {
+const char* ActivationName(ActivationFunction activation) {
   switch (activation) {
-    case Activation::kSilu:
+    case ActivationFunction::kSilu:
       return "silu";
-    case Activation::kGelu:
+    case ActivationFunction::kGelu:
       return "gelu";
-    case Activation::kGeluTanh:
+    case ActivationFunction::kGeluTanh:
       return "gelu_pytorch_tanh";
-    case Activation::kRelu:
+    case ActivationFunction::kRelu:
       return "relu";
-    case Activation::kRelu2:
+    case ActivationFunction::kRelu2:
       return "relu2";
-    case Activation::kSigmoid:
+    case ActivationFunction::kSigmoid:
       return "sigmoid";
   }
   return "?";

@@ -22,11 +22,18 @@ namespace switchyard {
 
 enum class MixerType { kAttention, kGdn, kKda, kMamba };
 // kGelu is exact (erf), kRelu2 is relu(x)^2. An MLP has any but kSigmoid.
-enum class Activation { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid };
+enum class ActivationFunction {
+  kSilu,
+  kGelu,
+  kGeluTanh,
+  kRelu,
+  kRelu2,
+  kSigmoid
+};
 
 // The word used in config files, protos and messages, e.g. "gdn", "silu".
 const char* MixerTypeName(MixerType type);
-const char* ActivationName(Activation activation);
+const char* ActivationName(ActivationFunction activation);
 
 // Softmax attention with grouped KV heads and rotate-half RoPE over the head.
 struct AttentionConfig {
@@ -60,7 +67,8 @@ struct KdaConfig {
   int32_t head_dim = 64;
   int32_t conv_kernel_size = 4;
   double norm_epsilon = 1e-5;
-  Activation gate_activation = Activation::kSilu;  // kSilu or kSigmoid
+  // kSilu or kSigmoid.
+  ActivationFunction gate_activation = ActivationFunction::kSilu;
 };
 
 // Mamba 1 with grouped B and x. A head is `state_size` channels: there are
@@ -94,9 +102,10 @@ struct MixerConfig {
 struct MlpConfig {
   int32_t intermediate_size = 0;
   bool gated = false;
-  Activation activation = Activation::kSilu;  // of the gate, or of up_proj
-  bool up_bias = false;                       // not gated only
-  bool down_bias = false;                     // not gated only
+  // Of the gate, or of up_proj.
+  ActivationFunction activation = ActivationFunction::kSilu;
+  bool up_bias = false;    // not gated only
+  bool down_bias = false;  // not gated only
 };
 
 struct LayerConfig {

@@ -23,15 +23,15 @@ namespace {
 constexpr int32_t kMaxLayers = 1024;
 constexpr int32_t kMaxVocabSize = 1 << 26;
 
-Activation ParseMlpActivation(ObjectReader& in) {
-  static const auto* known = new std::map<std::string, Activation>{
-      {"silu", Activation::kSilu},
-      {"swish", Activation::kSilu},
-      {"gelu", Activation::kGelu},
-      {"gelu_new", Activation::kGeluTanh},
-      {"gelu_pytorch_tanh", Activation::kGeluTanh},
-      {"relu", Activation::kRelu},
-      {"relu2", Activation::kRelu2}};
+ActivationFunction ParseMlpActivation(ObjectReader& in) {
+  static const auto* known = new std::map<std::string, ActivationFunction>{
+      {"silu", ActivationFunction::kSilu},
+      {"swish", ActivationFunction::kSilu},
+      {"gelu", ActivationFunction::kGelu},
+      {"gelu_new", ActivationFunction::kGeluTanh},
+      {"gelu_pytorch_tanh", ActivationFunction::kGeluTanh},
+      {"relu", ActivationFunction::kRelu},
+      {"relu2", ActivationFunction::kRelu2}};
   const std::string name = in.StringOr("activation", "silu");
   const auto it = known->find(name);
   if (it != known->end()) return it->second;
@@ -39,7 +39,7 @@ Activation ParseMlpActivation(ObjectReader& in) {
              absl::StrCat("must be silu, gelu, gelu_pytorch_tanh, relu or "
                           "relu2, is \"",
                           Printable(name), "\""));
-  return Activation::kSilu;
+  return ActivationFunction::kSilu;
 }
 
 MlpConfig ParseMlp(ObjectReader in) {

@@ -142,7 +142,7 @@ KdaConfig ParseKda(ObjectReader& in) {
   kda.norm_epsilon = norm.PositiveDoubleOr("epsilon", kda.norm_epsilon);
   const std::string activation = norm.StringOr("activation", "silu");
   if (activation == "sigmoid") {
-    kda.gate_activation = Activation::kSigmoid;
+    kda.gate_activation = ActivationFunction::kSigmoid;
   } else if (activation != "silu" && activation != "swish") {
     norm.Invalid("activation", absl::StrCat("must be silu or sigmoid, is \"",
                                             Printable(activation), "\""));

@@ -11,19 +11,19 @@
 namespace switchyard {
 namespace {
 
-absl::StatusOr<ActivationKind> KindOf(enum Activation activation) {
+absl::StatusOr<ActivationKind> KindOf(ActivationFunction activation) {
   switch (activation) {
-    case Activation::kSilu:
+    case ActivationFunction::kSilu:
       return ActivationKind::kSilu;
-    case Activation::kGelu:
+    case ActivationFunction::kGelu:
       return ActivationKind::kGelu;
-    case Activation::kGeluTanh:
+    case ActivationFunction::kGeluTanh:
       return ActivationKind::kGeluTanh;
-    case Activation::kRelu:
+    case ActivationFunction::kRelu:
       return ActivationKind::kRelu;
-    case Activation::kRelu2:
+    case ActivationFunction::kRelu2:
       return ActivationKind::kSquaredRelu;
-    case Activation::kSigmoid:
+    case ActivationFunction::kSigmoid:
       break;
   }
   return absl::UnimplementedError(absl::StrCat(

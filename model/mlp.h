@@ -6,12 +6,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "model/config.h"
-// config.h comes first: it has a type, and the op a function, called
-// Activation.
 #include "kernels/activation.h"
 #include "kernels/op_context.h"
 #include "kernels/tensor.h"
+#include "model/config.h"
 #include "model/weights.h"
 
 namespace switchyard {

@@ -87,7 +87,7 @@ class KdaMixer final : public Mixer {
     norm.gate = scratch.gate;
     norm.weight = norm_.data();
     norm.epsilon = static_cast<float>(config_.norm_epsilon);
-    norm.activation = config_.gate_activation == Activation::kSigmoid
+    norm.activation = config_.gate_activation == ActivationFunction::kSigmoid
                           ? GateActivation::kSigmoid
                           : GateActivation::kSilu;
     norm.head_dim = config_.head_dim;

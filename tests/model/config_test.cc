@@ -55,11 +55,11 @@ TEST(ConfigTest, ReadsAPatternWithBiasOverrides) {
               attention.o_bias);
   EXPECT_EQ(attention.rope_theta, 1e6);
   const auto& kda = *config.layers[2].mixers[0].As<KdaConfig>();
-  EXPECT_EQ(kda.gate_activation, Activation::kSigmoid);
+  EXPECT_EQ(kda.gate_activation, ActivationFunction::kSigmoid);
   EXPECT_EQ(kda.norm_epsilon, 1e-6);
   const auto& mamba = *config.layers[3].mixers[0].As<MambaConfig>();
   EXPECT_FALSE(mamba.repeat_kv_before_conv);
-  EXPECT_EQ(config.layers[3].mlp.activation, Activation::kGelu);
+  EXPECT_EQ(config.layers[3].mlp.activation, ActivationFunction::kGelu);
   EXPECT_TRUE(config.layers[1].mlp.up_bias && config.layers[1].mlp.down_bias);
   // The blocks' epsilon differs from the one in force, which is said.
   ASSERT_FALSE(config.notices.empty());
@@ -93,7 +93,7 @@ TEST(ConfigTest, TakesTheDefaultsOfThePublicImplementation) {
   EXPECT_EQ(kda.num_heads, 32);
   EXPECT_EQ(kda.head_dim, 64);
   EXPECT_EQ(kda.conv_kernel_size, 4);
-  EXPECT_EQ(kda.gate_activation, Activation::kSilu);
+  EXPECT_EQ(kda.gate_activation, ActivationFunction::kSilu);
   const auto& mamba = *layer.mixers[2].As<MambaConfig>();
   EXPECT_EQ(mamba.d_inner, 256);  // 2 * hidden_size
   EXPECT_EQ(mamba.d_xb, 128);
@@ -105,7 +105,7 @@ TEST(ConfigTest, TakesTheDefaultsOfThePublicImplementation) {
   EXPECT_EQ(attention.num_kv_heads, 4);
   EXPECT_FALSE(attention.q_bias);
   EXPECT_FALSE(layer.mlp.gated);
-  EXPECT_EQ(layer.mlp.activation, Activation::kSilu);
+  EXPECT_EQ(layer.mlp.activation, ActivationFunction::kSilu);
 }
 
 TEST(ConfigTest, StopTokensComeFromTheGenerationConfigFirst) {
