@@ -19,6 +19,7 @@
 #include "coordinator/engine.h"
 #include "coordinator/request.h"
 #include "tests/coordinator/fake_group.h"
+#include "tests/coordinator/made_up_model.h"
 #include "tests/coordinator/strict_worker.h"
 #include "tests/coordinator/supernet.h"
 #include "tests/coordinator/tiny_tokenizer.h"
@@ -112,12 +113,7 @@ class RecordingSink : public RequestSink {
 class EngineTest : public ::testing::TestWithParam<bool> {
  protected:
   EngineTest() {
-    model_.name = "made-up";
-    model_.config = MakeSupernet(kNumLayers);
-    model_.config.vocab_size = kTinyVocabSize;
-    model_.config.eos_token_ids = {kTinyEos};
-    model_.tokenizer = Tokenizer::FromJson(TinyTokenizerJson().dump()).value();
-    model_.max_context_tokens = 4096;
+    model_ = MakeMadeUpModel(kNumLayers, 4096);
     options_.async_scheduling = GetParam();
     options_.scheduler.max_num_seqs = 16;
     options_.scheduler.max_num_batched_tokens = 24;
@@ -140,16 +136,6 @@ class EngineTest : public ::testing::TestWithParam<bool> {
           absl::MutexLock lock(&mutex_);
           lost_.push_back(why);
         });
-  }
-
-  v1::GenerateRequest Request(std::vector<uint32_t> prompt,
-                              uint32_t max_tokens) {
-    v1::GenerateRequest request;
-    request.mutable_token_ids()->mutable_ids()->Add(prompt.begin(),
-                                                    prompt.end());
-    request.mutable_sampling()->set_max_tokens(max_tokens);
-    request.mutable_sampling()->set_ignore_eos(true);
-    return request;
   }
 
   uint64_t Submit(const v1::GenerateRequest& request, RequestSink* sink) {

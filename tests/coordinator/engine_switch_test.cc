@@ -73,7 +73,7 @@ TEST_P(SwitchTest, FinishLeavesRunningSequencesAlone) {
   Start();
   group_->Hold();
   RecordingSink before, after;
-  Submit(Request({1}, kLong), &before);
+  Submit(MakeRequest({1}, kLong), &before);
   ASSERT_TRUE(group_->Allow(3));
   const auto done = SwitchStepByStep("gdn", v1::IN_FLIGHT_FINISH);
   ASSERT_TRUE(done.ok()) << done.status();
@@ -81,7 +81,7 @@ TEST_P(SwitchTest, FinishLeavesRunningSequencesAlone) {
   EXPECT_EQ(done->num_recomputed, 0);
   EXPECT_FALSE(before.over());
   group_->Release();
-  Submit(Request({1}, 20), &after);
+  Submit(MakeRequest({1}, 20), &after);
   before.WaitUntilOver();
   after.WaitUntilOver();
   EXPECT_EQ(before.tokens(), Continuation({1}, Uniform(kAttention), kLong));
@@ -97,11 +97,11 @@ TEST_P(SwitchTest, RecomputeContinuesUnderTheNewPlacement) {
   Start();
   group_->Hold();
   RecordingSink on_default, named, waiting;
-  Submit(Request({1, 2}, kLong), &on_default);
-  v1::GenerateRequest request = Request({3}, kLong);
+  Submit(MakeRequest({1, 2}, kLong), &on_default);
+  v1::GenerateRequest request = MakeRequest({3}, kLong);
   *request.mutable_placement() = Mixers({"kda", "kda", "kda"});
   Submit(request, &named);
-  Submit(Request({4}, 20), &waiting);
+  Submit(MakeRequest({4}, 20), &waiting);
   ASSERT_TRUE(group_->Allow(5));
   const auto done = SwitchStepByStep("gdn", v1::IN_FLIGHT_RECOMPUTE);
   ASSERT_TRUE(done.ok()) << done.status();
@@ -129,7 +129,7 @@ TEST_P(SwitchTest, RecomputeIsRefusedWhenASequenceWouldNotFit) {
   ASSERT_TRUE(Switch("gdn", v1::IN_FLIGHT_FINISH).ok());
   group_->Hold();
   RecordingSink sink;
-  Submit(Request({1}, kLong), &sink);
+  Submit(MakeRequest({1}, kLong), &sink);
   ASSERT_TRUE(group_->Allow(2));
   const auto done = SwitchStepByStep("attention", v1::IN_FLIGHT_RECOMPUTE);
   EXPECT_EQ(done.status().code(), absl::StatusCode::kFailedPrecondition);
@@ -144,7 +144,7 @@ TEST_P(SwitchTest, DrainWaitsForTheDefaultsSequencesAndHoldsItsNewOnes) {
   Start();
   group_->Hold();
   RecordingSink running, held, named;
-  Submit(Request({1}, 40), &running);
+  Submit(MakeRequest({1}, 40), &running);
   ASSERT_TRUE(group_->Allow(2));
   absl::Notification draining;
   absl::StatusOr<PlacementSwitch> result;
@@ -160,8 +160,8 @@ TEST_P(SwitchTest, DrainWaitsForTheDefaultsSequencesAndHoldsItsNewOnes) {
     ASSERT_TRUE(group_->Allow(1));
     draining.WaitForNotificationWithTimeout(absl::Seconds(10));
   }
-  Submit(Request({2}, 10), &held);
-  v1::GenerateRequest request = Request({3}, 10);
+  Submit(MakeRequest({2}, 10), &held);
+  v1::GenerateRequest request = MakeRequest({3}, 10);
   request.mutable_placement()->set_preset("all-kda");
   Submit(request, &named);
   ASSERT_TRUE(group_->Allow(16));
@@ -183,7 +183,7 @@ TEST_P(SwitchTest, DrainWaitsForTheDefaultsSequencesAndHoldsItsNewOnes) {
 TEST_P(SwitchTest, ADrainWhoseCallerLeavesChangesNothing) {
   Start();
   RecordingSink running, held;
-  Submit(Request({1}, kLong), &running);
+  Submit(MakeRequest({1}, kLong), &running);
   running.WaitForTokens(2);
   group_->Hold();
   std::thread switcher([&] {
@@ -194,7 +194,7 @@ TEST_P(SwitchTest, ADrainWhoseCallerLeavesChangesNothing) {
   });
   group_->Release();
   switcher.join();
-  Submit(Request({2}, 10), &held);
+  Submit(MakeRequest({2}, 10), &held);
   held.WaitUntilOver();
   running.WaitUntilOver();
   EXPECT_EQ(running.tokens(), Continuation({1}, Uniform(kAttention), kLong));
@@ -205,7 +205,7 @@ TEST_P(SwitchTest, WhoeverLeavesWhileAnotherChangeIsUnderWayChangesNothing) {
   Start();
   group_->Hold();
   RecordingSink running;
-  Submit(Request({1}, kLong), &running);
+  Submit(MakeRequest({1}, kLong), &running);
   ASSERT_TRUE(group_->Allow(3));
   std::atomic<bool> leave{false};
   absl::Notification drains, knows;
@@ -261,13 +261,13 @@ TEST_P(SwitchTest, WhoeverLeavesWhileTheRanksPrepareChangesNothing) {
 TEST_P(SwitchTest, ARefusedPrepareChangesNothing) {
   Start();
   RecordingSink running, after;
-  Submit(Request({1}, kLong), &running);
+  Submit(MakeRequest({1}, kLong), &running);
   running.WaitForTokens(3);
   group_->RefusePrepare(absl::AbortedError("rank 1 (fake:2): no memory"));
   const auto done = Switch("gdn", v1::IN_FLIGHT_RECOMPUTE);
   EXPECT_EQ(done.status(), absl::AbortedError("rank 1 (fake:2): no memory"));
   EXPECT_EQ(engine_->placements()->epoch(), 1);
-  Submit(Request({1}, 10), &after);
+  Submit(MakeRequest({1}, 10), &after);
   running.WaitUntilOver();
   after.WaitUntilOver();
   EXPECT_EQ(running.tokens(), Continuation({1}, Uniform(kAttention), kLong));
@@ -301,7 +301,7 @@ TEST_P(SwitchTest, PresetsComeAndGoUnderNewEpochs) {
     preset.mutable_placement()->add_names(name);
   }
   EXPECT_EQ(engine_->DefinePreset(preset).value(), 2);
-  v1::GenerateRequest request = Request({5}, 10);
+  v1::GenerateRequest request = MakeRequest({5}, 10);
   request.mutable_placement()->set_preset("mixed");
   RecordingSink sink, gone;
   Submit(request, &sink);

@@ -27,7 +27,7 @@ INSTANTIATE_TEST_SUITE_P(Loops, EngineTest, ::testing::Values(false, true),
 TEST_P(EngineTest, OneRequest) {
   Start();
   RecordingSink sink;
-  Submit(Request({1, 2, 3}, 20), &sink);
+  Submit(MakeRequest({1, 2, 3}, 20), &sink);
   sink.WaitUntilOver();
   const std::vector<uint32_t> expected =
       Continuation({1, 2, 3}, Placement::Main(model_.config), 20);
@@ -68,7 +68,7 @@ TEST_P(EngineTest, ACrowdGetsWhatEachWouldGetAlone) {
       mixers.push_back(random() % kNumSupernetMixers);
       names.push_back(model_.config.layers[layer].mixers[mixers.back()].name);
     }
-    one->request = Request(prompt, max_tokens);
+    one->request = MakeRequest(prompt, max_tokens);
     *one->request.mutable_placement() = Mixers(names);
     one->expected =
         Continuation(prompt, MakePlacement(model_.config, mixers), max_tokens);
@@ -111,7 +111,7 @@ TEST_P(EngineTest, CancellingFreesTheCacheWithinAStep) {
   Start();
   group_->Hold();
   RecordingSink sink;
-  const uint64_t handle = Submit(Request({1, 2, 3}, 100), &sink);
+  const uint64_t handle = Submit(MakeRequest({1, 2, 3}, 100), &sink);
   ASSERT_TRUE(group_->Allow(2));
   engine_->Cancel(handle);
   ASSERT_TRUE(group_->Allow(1));
@@ -130,9 +130,9 @@ TEST_P(EngineTest, AFullQueueRefusesWithARetryDelay) {
   Start();
   group_->Hold();
   RecordingSink running, waiting, refused;
-  Submit(Request({1}, 10), &running);
-  Submit(Request({2}, 10), &waiting);
-  Submit(Request({3}, 10), &refused);
+  Submit(MakeRequest({1}, 10), &running);
+  Submit(MakeRequest({2}, 10), &waiting);
+  Submit(MakeRequest({3}, 10), &refused);
   ASSERT_TRUE(group_->Allow(1));
   refused.WaitUntilOver();
   EXPECT_EQ(refused.error().code(), absl::StatusCode::kResourceExhausted);
@@ -150,7 +150,7 @@ TEST_P(EngineTest, AFullQueueRefusesWithARetryDelay) {
 TEST_P(EngineTest, ALiveRequestIdIsRefusedAndALapsedOneIsNot) {
   Start();
   group_->Hold();
-  v1::GenerateRequest request = Request({1}, 5);
+  v1::GenerateRequest request = MakeRequest({1}, 5);
   request.set_request_id("mine");
   RecordingSink first, second, third;
   Submit(request, &first);
@@ -168,8 +168,8 @@ TEST_P(EngineTest, ALiveRequestIdIsRefusedAndALapsedOneIsNot) {
 TEST_P(EngineTest, BadPlacementsAreRefusedWhileOthersGoOn) {
   Start();
   RecordingSink fine, unknown_preset, unknown_mixer, short_list;
-  Submit(Request({1}, 50), &fine);
-  v1::GenerateRequest request = Request({1}, 5);
+  Submit(MakeRequest({1}, 50), &fine);
+  v1::GenerateRequest request = MakeRequest({1}, 5);
   request.mutable_placement()->set_preset("nonsense");
   Submit(request, &unknown_preset);
   *request.mutable_placement() = Mixers({"gdn", "gdn", "mambo"});
@@ -194,7 +194,7 @@ TEST_P(EngineTest, StopTokensEndTheStreamAndLeaveNoText) {
       Continuation({9, 9}, Placement::Main(model_.config), 60);
   const uint32_t stop = all[30];
   const size_t first = std::find(all.begin(), all.end(), stop) - all.begin();
-  v1::GenerateRequest request = Request({9, 9}, 60);
+  v1::GenerateRequest request = MakeRequest({9, 9}, 60);
   request.mutable_sampling()->add_stop_token_ids(stop);
   RecordingSink sink;
   Submit(request, &sink);
@@ -216,7 +216,7 @@ TEST_P(EngineTest, StopStringsCutTheTextAndCountWhatWasGenerated) {
   const size_t at = text.find_first_of("abcdefghijklmnopqrstuvwxyz", 40);
   ASSERT_NE(at, std::string::npos);
   const std::string stop = text.substr(at, 1);
-  v1::GenerateRequest request = Request({4}, 200);
+  v1::GenerateRequest request = MakeRequest({4}, 200);
   request.mutable_sampling()->add_stop(stop);
   RecordingSink sink;
   Submit(request, &sink);
@@ -234,7 +234,7 @@ TEST_P(EngineTest, LogprobsOfTokensAndOfAChunkedPrompt) {
   Start();
   std::vector<uint32_t> prompt;
   for (uint32_t i = 0; i < 70; ++i) prompt.push_back(i);  // three chunks
-  v1::GenerateRequest request = Request(prompt, 5);
+  v1::GenerateRequest request = MakeRequest(prompt, 5);
   request.mutable_sampling()->set_logprobs(1);
   request.mutable_sampling()->set_prompt_logprobs(0);
   RecordingSink sink;
@@ -257,11 +257,11 @@ TEST_P(EngineTest, TheWholeCacheBoundsACompletion) {
   const CacheSpec spec = MakeSpec(model_.config);
   Start(spec.SequenceBytes(Uniform(kAttention), 40));
   RecordingSink endless, hopeless;
-  Submit(Request({1, 2, 3}, 4000), &endless);
+  Submit(MakeRequest({1, 2, 3}, 4000), &endless);
   endless.WaitUntilOver();
   EXPECT_EQ(endless.complete().finish_reason(), v1::FINISH_REASON_LENGTH);
   EXPECT_EQ(endless.tokens().size(), 40 - 3 + 1);
-  Submit(Request(std::vector<uint32_t>(50, 1), 4), &hopeless);
+  Submit(MakeRequest(std::vector<uint32_t>(50, 1), 4), &hopeless);
   hopeless.WaitUntilOver();
   // Nothing to retry, as it would be with a full queue.
   EXPECT_EQ(hopeless.error().code(), absl::StatusCode::kInvalidArgument);
@@ -282,7 +282,7 @@ TEST_P(EngineTest, ALostGroupEndsEveryStreamAtOnce) {
   std::vector<std::unique_ptr<RecordingSink>> sinks;
   for (int i = 0; i < 5; ++i) {
     sinks.push_back(std::make_unique<RecordingSink>());
-    Submit(Request({1}, 100), sinks.back().get());
+    Submit(MakeRequest({1}, 100), sinks.back().get());
   }
   ASSERT_TRUE(group_->Allow(3));
   const absl::Status why =
@@ -293,7 +293,7 @@ TEST_P(EngineTest, ALostGroupEndsEveryStreamAtOnce) {
     EXPECT_EQ(sink->error(), why);
   }
   RecordingSink late;
-  Submit(Request({1}, 10), &late);
+  Submit(MakeRequest({1}, 10), &late);
   late.WaitUntilOver();
   EXPECT_EQ(late.error(), why);
   EXPECT_EQ(
@@ -310,7 +310,7 @@ TEST_P(EngineTest, AGroupLostWhileIdleIsNoticed) {
   const absl::Status why = absl::UnavailableError("rank 0 (fake:1) left");
   group_->Lose(why);
   RecordingSink late;
-  Submit(Request({1}, 10), &late);
+  Submit(MakeRequest({1}, 10), &late);
   late.WaitUntilOver();
   EXPECT_EQ(late.error(), why);
   EXPECT_EQ(lost(), std::vector<absl::Status>{why});
@@ -320,7 +320,7 @@ TEST_P(EngineTest, AGroupThatWasToldToStopIsNotLost) {
   Start();
   group_->Hold();
   RecordingSink running, late;
-  Submit(Request({1}, 1000), &running);
+  Submit(MakeRequest({1}, 1000), &running);
   ASSERT_TRUE(group_->Allow(2));
   absl::Status end = absl::UnavailableError("the server is shutting down");
   end.SetPayload(kShutDownPayload, absl::Cord());
@@ -328,7 +328,7 @@ TEST_P(EngineTest, AGroupThatWasToldToStopIsNotLost) {
   running.WaitUntilOver();
   EXPECT_EQ(running.error(),
             absl::UnavailableError("the server is shutting down"));
-  Submit(Request({3}, 10), &late);
+  Submit(MakeRequest({3}, 10), &late);
   late.WaitUntilOver();
   EXPECT_EQ(late.error().code(), absl::StatusCode::kUnavailable);
   engine_->Stop();
@@ -340,12 +340,12 @@ TEST_P(EngineTest, DrainingLetsRunningStreamsEndAndRefusesTheRest) {
   Start();
   group_->Hold();
   RecordingSink running, waiting, late;
-  Submit(Request({1}, 10), &running);
-  Submit(Request({2}, 10), &waiting);
+  Submit(MakeRequest({1}, 10), &running);
+  Submit(MakeRequest({2}, 10), &waiting);
   ASSERT_TRUE(group_->Allow(2));
   absl::Notification idle;
   engine_->Drain([&idle] { idle.Notify(); });
-  Submit(Request({3}, 10), &late);
+  Submit(MakeRequest({3}, 10), &late);
   group_->Release();
   idle.WaitForNotification();
   EXPECT_EQ(running.tokens().size(), 10);
@@ -359,14 +359,14 @@ TEST_P(EngineTest, StoppingEndsEveryStreamAsUnavailable) {
   Start();
   group_->Hold();
   RecordingSink running, waiting, late;
-  Submit(Request({1}, 1000), &running);
-  Submit(Request({2}, 10), &waiting);
+  Submit(MakeRequest({1}, 1000), &running);
+  Submit(MakeRequest({2}, 10), &waiting);
   ASSERT_TRUE(group_->Allow(2));
   group_->Release();
   engine_->Stop();
   EXPECT_EQ(running.error().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(waiting.error().code(), absl::StatusCode::kUnavailable);
-  Submit(Request({3}, 10), &late);
+  Submit(MakeRequest({3}, 10), &late);
   EXPECT_EQ(late.error().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(engine_->load().status().code(), absl::StatusCode::kUnavailable);
 }

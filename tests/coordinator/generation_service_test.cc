@@ -30,16 +30,6 @@ class GenerationServiceTest : public ServiceFixture {
     return v1::GenerationService::NewStub(channel_);
   }
 
-  static v1::GenerateRequest Request(const std::vector<uint32_t>& prompt,
-                                     uint32_t max_tokens) {
-    v1::GenerateRequest request;
-    request.mutable_token_ids()->mutable_ids()->Add(prompt.begin(),
-                                                    prompt.end());
-    request.mutable_sampling()->set_max_tokens(max_tokens);
-    request.mutable_sampling()->set_ignore_eos(true);
-    return request;
-  }
-
   static void ReadAll(grpc::ClientReader<v1::GenerateResponse>* reader,
                       Outcome* outcome) {
     v1::GenerateResponse event;
@@ -104,7 +94,7 @@ class GenerationServiceTest : public ServiceFixture {
 
 TEST_F(GenerationServiceTest, StreamsToTheEnd) {
   Start();
-  v1::GenerateRequest request = Request({1, 2, 3}, 30);
+  v1::GenerateRequest request = MakeRequest({1, 2, 3}, 30);
   request.set_request_id("mine");
   const Outcome outcome = Generate(request);
   ASSERT_TRUE(outcome.status.ok()) << outcome.status.error_message();
@@ -117,46 +107,46 @@ TEST_F(GenerationServiceTest, StreamsToTheEnd) {
 
 TEST_F(GenerationServiceTest, AssignsDifferentIds) {
   Start();
-  const Outcome first = Generate(Request({1}, 1));
-  const Outcome second = Generate(Request({1}, 1));
+  const Outcome first = Generate(MakeRequest({1}, 1));
+  const Outcome second = Generate(MakeRequest({1}, 1));
   EXPECT_NE(first.request_ids.at(0), "");
   EXPECT_NE(first.request_ids.at(0), second.request_ids.at(0));
 }
 
 TEST_F(GenerationServiceTest, TextPromptsGetTheTemplatesTokens) {
   Start();
-  v1::GenerateRequest by_text = Request({}, 8);
+  v1::GenerateRequest by_text = MakeRequest({}, 8);
   by_text.set_text("in the");
   const std::vector<uint32_t> ids =
       model_.tokenizer->Encode("in the", true).value();
   const Outcome outcome = Generate(by_text);
   EXPECT_EQ(outcome.complete.prompt_tokens(), ids.size());
-  EXPECT_EQ(outcome.tokens, Generate(Request(ids, 8)).tokens);
+  EXPECT_EQ(outcome.tokens, Generate(MakeRequest(ids, 8)).tokens);
 }
 
 TEST_F(GenerationServiceTest, BadRequestsNameTheField) {
   Start();
   constexpr auto kInvalid = grpc::StatusCode::INVALID_ARGUMENT;
   Refused({}, kInvalid, {"prompt", "text", "token_ids"});
-  Refused(Request({}, 5), kInvalid, {"prompt", "empty"});
-  v1::GenerateRequest request = Request({}, 5);
+  Refused(MakeRequest({}, 5), kInvalid, {"prompt", "empty"});
+  v1::GenerateRequest request = MakeRequest({}, 5);
   request.set_text("");
   Refused(request, kInvalid, {"text", "empty"});
-  Refused(Request(std::vector<uint32_t>(9000, 1), 5), kInvalid,
+  Refused(MakeRequest(std::vector<uint32_t>(9000, 1), 5), kInvalid,
           {"prompt", "9000", "8192"});
-  Refused(Request(std::vector<uint32_t>(8192, 1), 5), kInvalid, {"8192"});
-  Refused(Request({1, 265}, 5), kInvalid, {"token_ids.ids[1]", "265"});
-  request = Request({1}, 5);
+  Refused(MakeRequest(std::vector<uint32_t>(8192, 1), 5), kInvalid, {"8192"});
+  Refused(MakeRequest({1, 265}, 5), kInvalid, {"token_ids.ids[1]", "265"});
+  request = MakeRequest({1}, 5);
   request.mutable_sampling()->set_temperature(-1);
   Refused(request, kInvalid, {"sampling.temperature"});
-  request = Request({1}, 5);
+  request = MakeRequest({1}, 5);
   request.mutable_sampling()->set_top_p(
       std::numeric_limits<float>::quiet_NaN());
   Refused(request, kInvalid, {"sampling.top_p"});
-  request = Request({1}, 5);
+  request = MakeRequest({1}, 5);
   request.set_request_id(std::string(300, 'x'));
   Refused(request, kInvalid, {"request_id", "300"});
-  request = Request({1}, 5);
+  request = MakeRequest({1}, 5);
   request.mutable_placement();
   Refused(request, kInvalid, {"placement"});
   request.mutable_placement()->set_preset("nonsense");
@@ -186,7 +176,7 @@ TEST_F(GenerationServiceTest, MessagesThatCannotBeParsedAreInvalid) {
 TEST_F(GenerationServiceTest, NamesTextWhoseTokensTheModelHasNot) {
   model_.config.vocab_size = 9;  // special tokens and a byte
   Start();
-  v1::GenerateRequest request = Request({}, 5);
+  v1::GenerateRequest request = MakeRequest({}, 5);
   request.set_text("words");
   Refused(request, grpc::StatusCode::INVALID_ARGUMENT,
           {"text", "tokenizer.json", "only 9"});
@@ -195,13 +185,13 @@ TEST_F(GenerationServiceTest, NamesTextWhoseTokensTheModelHasNot) {
 TEST_F(GenerationServiceTest, WithoutATokenizerTextIsUnimplemented) {
   model_.tokenizer = nullptr;
   Start();
-  v1::GenerateRequest request = Request({}, 5);
+  v1::GenerateRequest request = MakeRequest({}, 5);
   request.set_text("words");
   Refused(request, grpc::StatusCode::UNIMPLEMENTED, {"text", "tokenizer.json"});
-  request = Request({1}, 5);
+  request = MakeRequest({1}, 5);
   request.mutable_sampling()->add_stop("x");
   Refused(request, grpc::StatusCode::UNIMPLEMENTED, {"sampling.stop"});
-  EXPECT_EQ(Generate(Request({1}, 5)).tokens.size(), 5);
+  EXPECT_EQ(Generate(MakeRequest({1}, 5)).tokens.size(), 5);
   grpc::ClientContext context;
   v1::TokenizeRequest tokenize;
   tokenize.set_text("words");
@@ -217,7 +207,7 @@ TEST_F(GenerationServiceTest, AFullQueueTellsWhenToComeBack) {
   Start();
   group_->Hold();
   grpc::ClientContext context;
-  const auto running = Stub()->Generate(&context, Request({1}, 8000));
+  const auto running = Stub()->Generate(&context, MakeRequest({1}, 8000));
   ASSERT_TRUE(group_->Allow(1));
   running->WaitForInitialMetadata();  // admitted
   // The engine hears of a request between two steps.
@@ -227,7 +217,7 @@ TEST_F(GenerationServiceTest, AFullQueueTellsWhenToComeBack) {
       std::this_thread::yield();
     }
   });
-  const Outcome refused = Generate(Request({2}, 4));
+  const Outcome refused = Generate(MakeRequest({2}, 4));
   heard.Notify();
   stepper.join();
   EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
@@ -251,13 +241,13 @@ TEST_F(GenerationServiceTest, ASlowClientLosesNothingAndDelaysNobody) {
   Start();
   // More than the transport buffers: 20 top log-probabilities per token would
   // do; long request ids make every message large instead.
-  v1::GenerateRequest request = Request({1}, 6000);
+  v1::GenerateRequest request = MakeRequest({1}, 6000);
   request.set_request_id(std::string(256, 'r'));
   request.mutable_sampling()->set_logprobs(1);
   grpc::ClientContext context;
   const auto slow = Stub()->Generate(&context, request);
   slow->WaitForInitialMetadata();
-  EXPECT_EQ(Generate(Request({2}, 100)).tokens.size(), 100);
+  EXPECT_EQ(Generate(MakeRequest({2}, 100)).tokens.size(), 100);
   while (engine_->load()->running_sequences() > 0) {
   }
   Outcome outcome;  // all of it was generated before the first read
@@ -271,7 +261,7 @@ TEST_F(GenerationServiceTest, ASlowClientLosesNothingAndDelaysNobody) {
 TEST_F(GenerationServiceTest, AClientThatLeavesFreesItsCache) {
   Start();
   grpc::ClientContext context;
-  const auto reader = Stub()->Generate(&context, Request({1}, 8000));
+  const auto reader = Stub()->Generate(&context, MakeRequest({1}, 8000));
   v1::GenerateResponse event;
   ASSERT_TRUE(reader->Read(&event));
   context.TryCancel();
@@ -287,7 +277,7 @@ TEST_F(GenerationServiceTest, ADeadlineEndsTheRequest) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() +
                        std::chrono::milliseconds(100));
-  const auto reader = Stub()->Generate(&context, Request({1}, 8000));
+  const auto reader = Stub()->Generate(&context, MakeRequest({1}, 8000));
   Outcome outcome;
   ReadAll(reader.get(), &outcome);
   EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
@@ -300,7 +290,7 @@ TEST_F(GenerationServiceTest, ADeadlineEndsTheRequest) {
 TEST_F(GenerationServiceTest, ALostGroupIsUnavailableAndNamed) {
   Start();
   grpc::ClientContext context;
-  const auto reader = Stub()->Generate(&context, Request({1}, 8000));
+  const auto reader = Stub()->Generate(&context, MakeRequest({1}, 8000));
   v1::GenerateResponse event;
   ASSERT_TRUE(reader->Read(&event));
   group_->Lose(absl::UnavailableError("rank 1 (fake:2) left in step 4"));

@@ -12,6 +12,7 @@
 #include "coordinator/engine.h"
 #include "coordinator/server.h"
 #include "tests/coordinator/fake_group.h"
+#include "tests/coordinator/made_up_model.h"
 #include "tests/coordinator/supernet.h"
 #include "tests/coordinator/tiny_tokenizer.h"
 
@@ -22,12 +23,7 @@ class ServiceFixture : public ::testing::Test {
   static constexpr int kNumLayers = 3;
 
   ServiceFixture() {
-    model_.name = "made-up";
-    model_.config = MakeSupernet(kNumLayers);
-    model_.config.vocab_size = kTinyVocabSize;
-    model_.config.eos_token_ids = {kTinyEos};
-    model_.tokenizer = Tokenizer::FromJson(TinyTokenizerJson().dump()).value();
-    model_.max_context_tokens = 8192;
+    model_ = MakeMadeUpModel(kNumLayers, 8192);
   }
 
   ~ServiceFixture() override {
