@@ -1,5 +1,7 @@
 #include "tests/worker/executor_harness.h"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <thread>
 #include <utility>
@@ -319,6 +321,15 @@ std::unique_ptr<ExecutorHarness> Harness(const std::string& model_dir,
   options.model_dir = model_dir;
   options.world_size = world_size;
   return ExecutorHarness::Create(options).value();
+}
+
+void ExpectTwins(const absl::StatusOr<v1::StepResult>& result) {
+  ASSERT_TRUE(result.ok()) << result.status();
+  ASSERT_EQ(result->tokens_size(), 2);
+  const v1::SampledToken& a = result->tokens(0);
+  const v1::SampledToken& b = result->tokens(1);
+  EXPECT_EQ(a.token_id(), b.token_id());
+  EXPECT_EQ(a.logprobs().SerializeAsString(), b.logprobs().SerializeAsString());
 }
 
 std::vector<int32_t> Prompt(int32_t length, int32_t salt) {

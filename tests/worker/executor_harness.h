@@ -159,6 +159,10 @@ inline constexpr char kStochasticDir[] = "tests/testdata/zoo-stochastic5";
 std::unique_ptr<ExecutorHarness> Harness(const std::string& model_dir,
                                          int32_t world_size = 1);
 
+// Expects that the step had two sequences, which got the same token with the
+// same log-probabilities, bit for bit.
+void ExpectTwins(const absl::StatusOr<v1::StepResult>& result);
+
 // Made-up token ids below 300, others for every salt.
 std::vector<int32_t> Prompt(int32_t length, int32_t salt = 0);
 
