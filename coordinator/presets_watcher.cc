@@ -78,8 +78,8 @@ void PresetsWatcher::Take(const Content& content) {
         LogLevel::kWarning,
         absl::StrCat(path_, ": preset \"", change->former_default,
                      "\", which the default placement was set from, means "
-                     "something else "
-                     "now; the default stays as it is until it is set again"));
+                     "something else now; the default stays as it is until it "
+                     "is set again"));
   }
 }
 

@@ -82,7 +82,7 @@ class Executor final : public StepExecutor {
   // them. REQUIRES: no step is under way.
   absl::Status CopyCache(uint64_t from_id, uint64_t to_id);
 
-  // For tests and `inspect`.
+  // For tests.
   int64_t num_sequences() const { return sequences_.size(); }
   int64_t num_cache_units_held() const {
     return cache_ == nullptr ? 0 : cache_->num_units_held();
