@@ -22,6 +22,7 @@
 #include "kernels/delta_rule.h"
 #include "kernels/device.h"
 #include "kernels/embedding.h"
+#include "kernels/gated_delta.h"
 #include "kernels/gated_matmul.h"
 #include "kernels/logits.h"
 #include "kernels/matmul.h"
@@ -73,6 +74,13 @@ absl::Status CausalConvCuda(const OpContext& context,
 
 absl::Status DeltaRuleCpu(const OpContext& context, const DeltaRuleArgs& args);
 absl::Status DeltaRuleCuda(const OpContext& context, const DeltaRuleArgs& args);
+
+// GatedDelta is made of other ops; CUDA has one kernel for a step in which
+// every sequence decodes. It serves only arguments that the ops would take.
+bool CanStepGatedDelta(const OpContext& context, const GatedDeltaArgs& args);
+// REQUIRES: CanStepGatedDelta(context, args).
+absl::Status StepGatedDelta(const OpContext& context,
+                            const GatedDeltaArgs& args);
 
 absl::Status EmbeddingCpu(const OpContext& context, const EmbeddingArgs& args);
 absl::Status EmbeddingCuda(const OpContext& context, const EmbeddingArgs& args);

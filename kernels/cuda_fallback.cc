@@ -56,6 +56,12 @@ SY_WEAK absl::Status CausalConvCuda(const OpContext&, const CausalConvArgs&) {
 SY_WEAK absl::Status DeltaRuleCuda(const OpContext&, const DeltaRuleArgs&) {
   return NoCuda("DeltaRule");
 }
+SY_WEAK bool CanStepGatedDelta(const OpContext&, const GatedDeltaArgs&) {
+  return false;
+}
+SY_WEAK absl::Status StepGatedDelta(const OpContext&, const GatedDeltaArgs&) {
+  return NoCuda("GatedDelta");
+}
 SY_WEAK absl::Status EmbeddingCuda(const OpContext&, const EmbeddingArgs&) {
   return NoCuda("Embedding");
 }

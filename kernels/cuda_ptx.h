@@ -132,14 +132,32 @@ __device__ __forceinline__ void WaitBarrier(uint64_t* barrier, int parity) {
 
 // ---- Clusters of blocks ----
 
-// A barrier of all threads of the cluster; shared memory written before it is
-// visible to the others' loads after it. REQUIRES: whole warps.
-__device__ __forceinline__ void SyncCluster() {
+// A barrier of all threads of the cluster, in two halves; shared memory written
+// before the first is visible to the others' loads after the second. REQUIRES,
+// of both: whole warps.
+__device__ __forceinline__ void ArriveCluster() {
   __syncwarp();
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void WaitCluster() {
+  __syncwarp();
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void SyncCluster() {
+  ArriveCluster();
+  WaitCluster();
+}
+// Writes to what lies at `shared`, an address of this block, in the shared
+// memory of the cluster's block `rank`. REQUIRES: that block has started, and
+// does not end before a barrier of the cluster.
+__device__ __forceinline__ void StoreShared(float* shared, uint32_t rank,
+                                            float x) {
+  uint32_t address;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(SharedAddress(shared)), "r"(rank));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(x)
+               : "memory");
 }
 // Four floats of what lies at `shared`, an address of this block, in the shared
 // memory of the cluster's block `rank`.

@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "kernels/causal_conv.h"
-#include "kernels/delta_rule.h"
-#include "kernels/rms_norm.h"
+#include "kernels/gated_delta.h"
 #include "kernels/status.h"
 #include "model/scratch.h"
 
@@ -49,16 +47,16 @@ class GdnMixer final : public Mixer {
     const MatrixView alpha = scratch.projected.Columns(
         qkv.cols + value_cols_ + num_value_heads_, num_value_heads_);
 
-    CausalConvArgs conv;
+    GatedDeltaArgs args;
+    CausalConvArgs& conv = args.conv;
     conv.batch = input.batch;
     conv.state = {input.arena, input.cache_ids, 0};
     conv.x = qkv;
     conv.weight = conv_.data();
     conv.kernel_size = config_.conv_kernel_size;
     conv.out = qkv;
-    SY_RETURN_IF_ERROR(CausalConv(context, conv));
 
-    DeltaRuleArgs rule;
+    DeltaRuleArgs& rule = args.rule;
     rule.batch = input.batch;
     rule.state = {input.arena, input.cache_ids, state_offset_};
     rule.decay = DecayKind::kPerHead;
@@ -74,9 +72,8 @@ class GdnMixer final : public Mixer {
     rule.a_log = a_log_.data();
     rule.dt_bias = dt_bias_.data();
     rule.out = scratch.recalled;
-    SY_RETURN_IF_ERROR(DeltaRule(context, rule));
 
-    GatedRmsNormArgs norm;
+    GatedRmsNormArgs& norm = args.norm;
     norm.x = scratch.recalled;
     norm.gate = z;
     norm.weight = norm_.data();
@@ -84,7 +81,7 @@ class GdnMixer final : public Mixer {
     norm.activation = GateActivation::kSilu;
     norm.head_dim = config_.value_head_dim;
     norm.out = scratch.normed;
-    SY_RETURN_IF_ERROR(GatedRmsNorm(context, norm));
+    SY_RETURN_IF_ERROR(GatedDelta(context, args));
 
     SY_RETURN_IF_ERROR(
         Matmul(context, {scratch.normed, &out_proj_, nullptr, out}));

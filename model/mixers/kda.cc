@@ -2,9 +2,7 @@
 
 #include <utility>
 
-#include "kernels/causal_conv.h"
-#include "kernels/delta_rule.h"
-#include "kernels/rms_norm.h"
+#include "kernels/gated_delta.h"
 #include "kernels/status.h"
 #include "model/scratch.h"
 
@@ -52,19 +50,20 @@ class KdaMixer final : public Mixer {
         qkv.cols + config_.head_dim, config_.head_dim);
     const MatrixView beta =
         scratch.projected.Columns(qkv.cols + 2 * config_.head_dim, num_heads_);
-    SY_RETURN_IF_ERROR(Matmul(context, {f_a, &f_b_, nullptr, scratch.decay}));
-    SY_RETURN_IF_ERROR(Matmul(context, {g_a, &g_b_, nullptr, scratch.gate}));
 
-    CausalConvArgs conv;
+    GatedDeltaArgs args;
+    args.decay = {f_a, &f_b_, nullptr, scratch.decay};
+    args.gate = {g_a, &g_b_, nullptr, scratch.gate};
+
+    CausalConvArgs& conv = args.conv;
     conv.batch = input.batch;
     conv.state = {input.arena, input.cache_ids, 0};
     conv.x = qkv;
     conv.weight = conv_.data();
     conv.kernel_size = config_.conv_kernel_size;
     conv.out = qkv;
-    SY_RETURN_IF_ERROR(CausalConv(context, conv));
 
-    DeltaRuleArgs rule;
+    DeltaRuleArgs& rule = args.rule;
     rule.batch = input.batch;
     rule.state = {input.arena, input.cache_ids, state_offset_};
     rule.decay = DecayKind::kPerChannel;
@@ -80,9 +79,8 @@ class KdaMixer final : public Mixer {
     rule.a_log = a_log_.data();
     rule.dt_bias = dt_bias_.data();
     rule.out = scratch.recalled;
-    SY_RETURN_IF_ERROR(DeltaRule(context, rule));
 
-    GatedRmsNormArgs norm;
+    GatedRmsNormArgs& norm = args.norm;
     norm.x = scratch.recalled;
     norm.gate = scratch.gate;
     norm.weight = norm_.data();
@@ -92,7 +90,7 @@ class KdaMixer final : public Mixer {
                           : GateActivation::kSilu;
     norm.head_dim = config_.head_dim;
     norm.out = scratch.normed;
-    SY_RETURN_IF_ERROR(GatedRmsNorm(context, norm));
+    SY_RETURN_IF_ERROR(GatedDelta(context, args));
 
     SY_RETURN_IF_ERROR(Matmul(context, {scratch.normed, &o_, nullptr, out}));
     context.workspace->Rewind(mark);

@@ -152,9 +152,12 @@ class AttentionLayer final : public Layer {
 // Gated delta net, or the same with a decay for every channel (kda).
 class DeltaLayer final : public Layer {
  public:
-  DeltaLayer(Harness* h, int32_t batch, bool kda)
+  // parts: the five ops of GatedDelta one by one, as batches that hold prompts
+  // run them.
+  DeltaLayer(Harness* h, int32_t batch, bool kda, bool parts)
       : Layer(h, batch),
         kda_(kda),
+        parts_(parts),
         conv_cols_(kda ? 3 * 4096 : 6144),
         in_cols_(kda ? 3 * 4096 + 2 * 128 + 32 : 6144 + 4096 + 2 * 32),
         slot_floats_(3 * conv_cols_ + 32 * 128 * 128) {
@@ -188,14 +191,17 @@ class DeltaLayer final : public Layer {
   void Mix(int set) override {
     Multiply(normed_.view, in_weights_[set % kWeightSets], projected_.view);
     const int64_t rest = conv_cols_;  // first column after q, k, v
-    if (kda_) {
-      Multiply(projected_.view.Columns(rest, 128),
-               decay_weights_[set % kWeightSets], decay_.view);
-      Multiply(projected_.view.Columns(rest + 128, 128),
-               gate_weights_[set % kWeightSets], gate_.view);
-    }
     const float* small = static_cast<const float*>(small_.view.data);
-    CausalConvArgs conv;
+    GatedDeltaArgs args;
+    if (kda_) {
+      args.decay.x = projected_.view.Columns(rest, 128);
+      args.decay.weight = &decay_weights_[set % kWeightSets];
+      args.decay.out = decay_.view;
+      args.gate.x = projected_.view.Columns(rest + 128, 128);
+      args.gate.weight = &gate_weights_[set % kWeightSets];
+      args.gate.out = gate_.view;
+    }
+    CausalConvArgs& conv = args.conv;
     conv.batch = batch();
     conv.state = {
         arena_.buffer.get(),
@@ -203,38 +209,48 @@ class DeltaLayer final : public Layer {
     conv.x = conv.out = projected_.view.Columns(0, conv_cols_);
     conv.weight = small;
     conv.kernel_size = 4;
-    Ok(internal::CausalConvCuda(h_->context(), conv));
     const int64_t key_cols = kda_ ? 4096 : 1024;
-    DeltaRuleArgs delta;
-    delta.batch = batch();
-    delta.state = conv.state;
-    delta.state.offset = 3 * conv_cols_ * 4;
-    delta.decay = kda_ ? DecayKind::kPerChannel : DecayKind::kPerHead;
-    delta.num_key_heads = static_cast<int32_t>(key_cols / 128);
-    delta.num_value_heads = 32;
-    delta.key_dim = delta.value_dim = 128;
-    delta.q = projected_.view.Columns(0, key_cols);
-    delta.k = projected_.view.Columns(key_cols, key_cols);
-    delta.v = projected_.view.Columns(2 * key_cols, 4096);
-    delta.beta = projected_.view.Columns(kda_ ? rest + 256 : rest + 4096, 32);
-    delta.alpha =
+    DeltaRuleArgs& rule = args.rule;
+    rule.batch = batch();
+    rule.state = conv.state;
+    rule.state.offset = 3 * conv_cols_ * 4;
+    rule.decay = kda_ ? DecayKind::kPerChannel : DecayKind::kPerHead;
+    rule.num_key_heads = static_cast<int32_t>(key_cols / 128);
+    rule.num_value_heads = 32;
+    rule.key_dim = rule.value_dim = 128;
+    rule.q = projected_.view.Columns(0, key_cols);
+    rule.k = projected_.view.Columns(key_cols, key_cols);
+    rule.v = projected_.view.Columns(2 * key_cols, 4096);
+    rule.beta = projected_.view.Columns(kda_ ? rest + 256 : rest + 4096, 32);
+    rule.alpha =
         kda_ ? decay_.view : projected_.view.Columns(rest + 4096 + 32, 32);
-    delta.a_log = small;
-    delta.dt_bias = small + 64;
-    delta.out = mixed_.view;
-    Ok(internal::DeltaRuleCuda(h_->context(), delta));
-    GatedRmsNormArgs norm;
+    rule.a_log = small;
+    rule.dt_bias = small + 64;
+    rule.out = mixed_.view;
+    GatedRmsNormArgs& norm = args.norm;
     norm.x = mixed_.view;
     norm.gate = kda_ ? gate_.view : projected_.view.Columns(rest, 4096);
     norm.weight = small;
     norm.epsilon = 1e-5f;
     norm.head_dim = 128;
     norm.out = normed_mix_.view;
-    Ok(internal::GatedRmsNormCuda(h_->context(), norm));
+    if (parts_) {
+      if (kda_) {
+        Ok(internal::MatmulCuda(h_->context(), args.decay));
+        Ok(internal::MatmulCuda(h_->context(), args.gate));
+      }
+      Ok(internal::CausalConvCuda(h_->context(), conv));
+      Ok(internal::DeltaRuleCuda(h_->context(), rule));
+      Ok(internal::GatedRmsNormCuda(h_->context(), norm));
+    } else {
+      Ok(internal::CanStepGatedDelta(h_->context(), args)
+             ? internal::StepGatedDelta(h_->context(), args)
+             : absl::InternalError("no kernel for the layer's step"));
+    }
     Multiply(normed_mix_.view, out_weights_[set % kWeightSets], delta_.view);
   }
 
-  const bool kda_;
+  const bool kda_, parts_;
   const int64_t conv_cols_, in_cols_, slot_floats_;
   Tensor arena_, projected_, decay_, gate_, mixed_, normed_mix_, small_;
   DeviceBuffer ids_;
@@ -260,9 +276,14 @@ void BenchLayers(Harness* h) {
               &layer);
   }
   for (const bool kda : {false, true}) {
-    for (const int32_t batch : {1, 16, 64}) {
-      DeltaLayer layer(h, batch, kda);
-      TimeLayer(h, absl::StrCat(kda ? "kda" : "gdn", " layer ", batch), &layer);
+    for (const int32_t batch : {1, 2, 4, 8, 16, 32, 64}) {
+      for (const bool parts : {false, true}) {
+        DeltaLayer layer(h, batch, kda, parts);
+        TimeLayer(h,
+                  absl::StrCat(kda ? "kda" : "gdn", " layer ", batch,
+                               parts ? ", op by op" : ""),
+                  &layer);
+      }
     }
   }
 }
