@@ -17,6 +17,7 @@
 #include "kernels/backends.h"
 #include "kernels/cuda_common.h"
 #include "kernels/cuda_ptx.h"
+#include "kernels/gated_delta_cuda.h"
 #include "kernels/matmul_cuda.h"
 
 namespace switchyard::internal {
@@ -385,14 +386,6 @@ bool SameBatch(const VarlenBatch& a, const VarlenBatch& b) {
          a.num_decodes == b.num_decodes;
 }
 
-// Whether the kernel may project it itself.
-bool IsLowRank(const MatmulArgs& product) {
-  return product.weight != nullptr && product.bias == nullptr &&
-         product.weight->dtype() == DType::kBF16 &&
-         product.weight->in_features() == kDim &&
-         product.x.dtype == DType::kBF16 && AlignedTo(product.x, 16);
-}
-
 template <Decay kDecay, int Slices>
 absl::Status LaunchStep(const OpContext& context, const StepParams& params,
                         int32_t num_seqs) {
@@ -432,8 +425,10 @@ bool CanStepGatedDelta(const OpContext& context, const GatedDeltaArgs& args) {
          FirstChannel(conv, rule.v) >= 0 &&
          is(rule.beta, rule.num_value_heads) &&
          is(rule.alpha, per_channel ? value_cols : rule.num_value_heads) &&
-         (decay.weight == nullptr || decay.out.data == rule.alpha.data) &&
-         (gate.weight == nullptr || gate.out.data == norm.gate.data) &&
+         (decay.weight == nullptr ||
+          (decay.x.rows == rows && decay.out.data == rule.alpha.data)) &&
+         (gate.weight == nullptr ||
+          (gate.x.rows == rows && gate.out.data == norm.gate.data)) &&
          norm.x.data == rule.out.data && is(norm.gate, value_cols) &&
          is(norm.out, value_cols) && norm.gate.dtype == DType::kBF16 &&
          norm.out.dtype == DType::kBF16 && AlignedTo(norm.gate, 8) &&
@@ -470,8 +465,8 @@ absl::Status StepGatedDelta(const OpContext& context,
   params.norm_epsilon = norm.epsilon;
   params.sigmoid_gate = norm.activation == GateActivation::kSigmoid;
   const int32_t num_slices = NumSlices(context, rule);
-  if (rule.decay == DecayKind::kPerChannel && num_slices == 4 &&
-      IsLowRank(decay) && IsLowRank(gate)) {
+  const bool low_rank = CanProjectGates(decay, gate);
+  if (rule.decay == DecayKind::kPerChannel && num_slices == 4 && low_rank) {
     params.decay_x = decay.x;
     params.gate_x = gate.x;
     params.decay_weight =
@@ -480,9 +475,13 @@ absl::Status StepGatedDelta(const OpContext& context,
         reinterpret_cast<const bf16*>(AsCuda(*gate.weight).data.get());
     return LaunchStep<Decay::kLowRank, 4>(context, params, num_seqs);
   }
-  for (const MatmulArgs& product : {decay, gate}) {
-    if (product.weight != nullptr)
-      SY_RETURN_IF_ERROR(MatmulCuda(context, product));
+  if (low_rank) {
+    SY_RETURN_IF_ERROR(ProjectGates(context, decay, gate));
+  } else {
+    for (const MatmulArgs& product : {decay, gate}) {
+      if (product.weight != nullptr)
+        SY_RETURN_IF_ERROR(MatmulCuda(context, product));
+    }
   }
   if (rule.decay == DecayKind::kPerChannel) {
     return num_slices == 4
