@@ -59,7 +59,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
                     const StreamingShape shape, const float* bias, O* out,
                     int64_t out_stride) {
   extern __shared__ uint8_t shared_raw[];
-  __shared__ uint64_t full[kMaxStages], empty[kMaxStages], first_x;
+  __shared__ uint64_t full[kMaxStages], empty[kMaxStages], first_x[kMaxStages];
   uint8_t* shared = reinterpret_cast<uint8_t*>(
       (reinterpret_cast<uintptr_t>(shared_raw) + kAlignment - 1) / kAlignment *
       kAlignment);
@@ -73,8 +73,8 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
     for (int s = 0; s < shape.num_stages; ++s) {
       InitBarrier(&full[s], 1);
       InitBarrier(&empty[s], shape.num_warps);
+      InitBarrier(&first_x[s], 1);
     }
-    InitBarrier(&first_x, 1);
     FenceBarrierInit();
   }
   __syncthreads();
@@ -85,7 +85,8 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
       gridDim.x;
   const int total = my_items * num_chunks;
   // The first fill of the pipeline, possibly across items: its W is counted by
-  // `full` and may come before the predecessor has ended; its x by `first_x`.
+  // `full` and may come before the predecessor has ended; its x by `first_x`,
+  // stage by stage.
   // From then on both are counted by `full`.
   const int first = min(total, shape.num_stages);
   const auto load_x = [&](int stage, int chunk, uint64_t* barrier) {
@@ -139,18 +140,27 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
   }
 
   GridWait();
-  if (threadIdx.x == 0) {
-    ArriveExpect(&first_x, first * 2 * x_box);
-    for (int i = 0; i < first; ++i) load_x(i, i % num_chunks, &first_x);
+  if (lane == 0) {  // shared out, as each takes a while to ask for
+    for (int i = warp; i < first; i += shape.num_warps) {
+      ArriveExpect(&first_x[i], 2 * x_box);
+      load_x(i, i % num_chunks, &first_x[i]);
+    }
   }
-  WaitBarrier(&first_x, 0);
+  __syncwarp();
   // ldmatrix: lane l names row l % 8 of matrix l / 8.
   const int matrix = lane / 8, matrix_row = lane % 8;
-  int stage = 0, phase = 0;
+  int stage = 0, phase = 0, first_left = first;
   for (int item = blockIdx.x; item < shape.num_items; item += gridDim.x) {
-    float acc[4] = {};
+    // A sum for every quarter of a stage: what the pipeline holds when x comes
+    // is to be done with faster than the memory brings more, and a product that
+    // waits for the one before it would not be.
+    float sums[2][2][4] = {};
     for (int chunk = 0; chunk < num_chunks; ++chunk) {
       WaitBarrier(&full[stage], phase);
+      if (first_left > 0) {
+        --first_left;
+        WaitBarrier(&first_x[stage], 0);
+      }
       uint32_t last;  // bits of the newest fragments
       const uint32_t base = SharedAddress(shared) + stage * stage_bytes;
 #pragma unroll
@@ -160,6 +170,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
         const uint32_t x_base = base + 2 * w_box + box * x_box;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {  // 32 columns
+          float(&sum)[4] = sums[box][half];
           uint32_t w[4];
           LoadMatrix4(w, w_row + (((half * 4 + matrix) ^ matrix_row) << 4));
           last = w[3];
@@ -167,8 +178,8 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
             uint32_t x[4];
             LoadMatrix4(x, x_base + matrix_row * 128 +
                                (((half * 4 + matrix) ^ matrix_row) << 4));
-            Mma(acc, x[0], 0, x[1], 0, w[0], w[1]);
-            Mma(acc, x[2], 0, x[3], 0, w[2], w[3]);
+            Mma(sum, x[0], 0, x[1], 0, w[0], w[1]);
+            Mma(sum, x[2], 0, x[3], 0, w[2], w[3]);
             last |= x[3];
           } else {
 #pragma unroll
@@ -177,7 +188,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
               const int row = (matrix % 2) * 8 + matrix_row;
               const int column = half * 4 + step * 2 + matrix / 2;
               LoadMatrix4(x, x_base + row * 128 + ((column ^ matrix_row) << 4));
-              Mma(acc, x[0], x[1], x[2], x[3], w[2 * step], w[2 * step + 1]);
+              Mma(sum, x[0], x[1], x[2], x[3], w[2 * step], w[2 * step + 1]);
               last |= x[3];
             }
           }
@@ -193,6 +204,11 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
         phase ^= 1;
       }
     }
+    float acc[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      acc[i] =
+          (sums[0][0][i] + sums[0][1][i]) + (sums[1][0][i] + sums[1][1][i]);
     const int tile = item * shape.num_warps + warp;
     const auto biased = [&](int i, int n) {
       return acc[i] + (bias == nullptr ? 0.0f : bias[n]);
