@@ -43,6 +43,12 @@ struct StreamingShape {
   uint32_t zero;              // 0, which the compiler does not know
 };
 
+// x, which the compiler cannot compute again where it is used.
+__device__ __forceinline__ uint32_t Opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // XRows (8 or 16): rows of x, padded. Shared memory per stage: two boxes of W
 // [8 * num_warps, 64], then two boxes of x [XRows, 64], 128-byte swizzled: the
 // 16-byte chunk j of row r lies at chunk j ^ (r % 8).
@@ -149,56 +155,70 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
   __syncwarp();
   // ldmatrix: lane l names row l % 8 of matrix l / 8.
   const int matrix = lane / 8, matrix_row = lane % 8;
+  // Where the lane's rows are in the first box of W and of x of stage 0, by
+  // halves of a box.
+  uint32_t w_at[2], x_at[2][XRows / 8];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const auto at = [&](int box_row, int column) {
+      return Opaque(SharedAddress(shared) + box_row * 128 +
+                    (((half * 4 + column) ^ matrix_row) << 4));
+    };
+    w_at[half] = at(warp * 8 + matrix_row, matrix);
+#pragma unroll
+    for (int i = 0; i < XRows / 8; ++i) {
+      // Eight rows: four steps of 8 columns. Sixteen: two of 16.
+      x_at[half][i] = 2 * w_box + (XRows == 8 ? at(matrix_row, matrix)
+                                              : at(matrix % 2 * 8 + matrix_row,
+                                                   i * 2 + matrix / 2));
+    }
+  }
   int stage = 0, phase = 0, first_left = first;
   for (int item = blockIdx.x; item < shape.num_items; item += gridDim.x) {
     // A sum for every quarter of a stage: what the pipeline holds when x comes
     // is to be done with faster than the memory brings more, and a product that
     // waits for the one before it would not be.
-    float sums[2][2][4] = {};
+    float sums[4][4] = {};
     for (int chunk = 0; chunk < num_chunks; ++chunk) {
       WaitBarrier(&full[stage], phase);
       if (first_left > 0) {
         --first_left;
         WaitBarrier(&first_x[stage], 0);
       }
-      uint32_t last;  // bits of the newest fragments
-      const uint32_t base = SharedAddress(shared) + stage * stage_bytes;
+      // All loads of a stage before its products, for which the next stage's
+      // need not wait.
+      uint32_t w[4][4], x[4][XRows / 8][4];
+      uint32_t loaded = 0;  // bits of every fragment
 #pragma unroll
-      for (int box = 0; box < 2; ++box) {
-        const uint32_t w_row =
-            base + box * w_box + warp * 1024 + matrix_row * 128;
-        const uint32_t x_base = base + 2 * w_box + box * x_box;
+      for (int part = 0; part < 4; ++part) {  // 32 columns
+        const int box = part / 2, half = part % 2;
+        const uint32_t base = stage * stage_bytes;
+        LoadMatrix4(w[part], w_at[half] + base + box * w_box);
+        loaded |= w[part][3];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {  // 32 columns
-          float(&sum)[4] = sums[box][half];
-          uint32_t w[4];
-          LoadMatrix4(w, w_row + (((half * 4 + matrix) ^ matrix_row) << 4));
-          last = w[3];
-          if constexpr (XRows == 8) {
-            uint32_t x[4];
-            LoadMatrix4(x, x_base + matrix_row * 128 +
-                               (((half * 4 + matrix) ^ matrix_row) << 4));
-            Mma(sum, x[0], 0, x[1], 0, w[0], w[1]);
-            Mma(sum, x[2], 0, x[3], 0, w[2], w[3]);
-            last |= x[3];
-          } else {
-#pragma unroll
-            for (int step = 0; step < 2; ++step) {
-              uint32_t x[4];
-              const int row = (matrix % 2) * 8 + matrix_row;
-              const int column = half * 4 + step * 2 + matrix / 2;
-              LoadMatrix4(x, x_base + row * 128 + ((column ^ matrix_row) << 4));
-              Mma(sum, x[0], x[1], x[2], x[3], w[2 * step], w[2 * step + 1]);
-              last |= x[3];
-            }
-          }
+        for (int i = 0; i < XRows / 8; ++i) {
+          LoadMatrix4(x[part][i], x_at[half][i] + base + box * x_box);
+          loaded |= x[part][i][3];
         }
       }
       __syncwarp();
-      // The address depends on the last fragments: else the compiler frees the
-      // stage while their loads are under way, and the copy engine overwrites
-      // it.
-      if (lane == 0) Arrive(&empty[stage] + (last & shape.zero));
+      // The address depends on the fragments: else the compiler frees the stage
+      // while their loads are under way, and the copy engine overwrites it.
+      if (lane == 0) Arrive(&empty[stage] + (loaded & shape.zero));
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {  // 16 columns of each part
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+          if constexpr (XRows == 8) {
+            Mma(sums[part], x[part][0][2 * step], 0, x[part][0][2 * step + 1],
+                0, w[part][2 * step], w[part][2 * step + 1]);
+          } else {
+            const auto& rows = x[part][step];
+            Mma(sums[part], rows[0], rows[1], rows[2], rows[3],
+                w[part][2 * step], w[part][2 * step + 1]);
+          }
+        }
+      }
       if (++stage == shape.num_stages) {
         stage = 0;
         phase ^= 1;
@@ -207,8 +227,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
     float acc[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      acc[i] =
-          (sums[0][0][i] + sums[0][1][i]) + (sums[1][0][i] + sums[1][1][i]);
+      acc[i] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
     const int tile = item * shape.num_warps + warp;
     const auto biased = [&](int i, int n) {
       return acc[i] + (bias == nullptr ? 0.0f : bias[n]);
