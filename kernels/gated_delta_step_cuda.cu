@@ -1,13 +1,14 @@
-// One token of every sequence through convolution, gates, delta rule and norm,
-// in one kernel: at few sequences the five take 2 us each, which is how long a
-// kernel takes to see what the one before it wrote.
+// One token of every sequence through kda's convolution, gates, delta rule and
+// norm, in one kernel: at few sequences the five take 2 us each, which is how
+// long a kernel takes to see what the one before it wrote. gdn's four are
+// faster by themselves: its value heads share a key head's convolution, so more
+// blocks would have to wait for each other (docs/kernel_log.md).
 //
-// A cluster of blocks has one key head of one sequence: its value heads, each
-// by whole or in slices of its columns, a block a slice. Each block convolves
-// its share of the key head's q and k (and, of kda, projects its share of the
-// decays) and hands the results to the others, so that every channel's
-// convolution state has one reader and writer. The recurrence is that of
-// delta_rule_recurrent_cuda.cu.
+// A cluster of blocks has one head of one sequence in slices of its columns, a
+// block a slice. Each block convolves its share of the head's q and k (and
+// projects its share of the decays) and hands the results to the others, so
+// that every channel's convolution state has one reader and writer. The
+// recurrence is that of delta_rule_recurrent_cuda.cu.
 //
 // States are those of an earlier step and no other kernel of this one writes
 // them, so they are loaded before GridWait, as are all weights (see
@@ -29,13 +30,6 @@ constexpr int kDim = 128;  // of keys and of values
 constexpr int kTaps = 4;   // of the convolution
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
-constexpr int kMaxCluster = 8;  // more blocks would not be portable
-
-enum class Decay : uint8_t {
-  kPerHead,
-  kPerChannel,
-  kLowRank,  // per channel, and it and the gate are still to be projected
-};
 
 struct StepParams {
   SlotTable conv_state, state;
@@ -44,15 +38,15 @@ struct StepParams {
   const float* conv_weight;
   const float* conv_bias;
   bool conv_silu;
-  int32_t num_key_heads;
-  int32_t values_per_key;  // value heads of a key head
+  int32_t num_heads;
   MatrixView beta, alpha, gate, out;
   const float* a_log;
   const float* dt_bias;
   const float* norm_weight;
   float norm_epsilon;
   bool sigmoid_gate;
-  // Of kLowRank: [num_seqs, kDim] and [num_heads * kDim, kDim].
+  // Where these are still to be projected: [num_seqs, kDim] and
+  // [num_heads * kDim, kDim].
   MatrixView decay_x, gate_x;
   const bf16* decay_weight;
   const bf16* gate_weight;
@@ -125,18 +119,19 @@ __device__ __forceinline__ float GroupSum(float x) {
   return x;
 }
 
-// Of a block that has kDim / Slices columns of a value head. Warp w holds rows
+// Of a block that has kDim / Slices columns of a head. Warp w holds rows
 // [16 w, 16 w + 16) of the state, its lane group `lane / kLanes` a contiguous
 // part of them, and each lane four adjacent columns.
-template <Decay kDecay, int Slices>
+// kProject: alpha and gate are still to be projected.
+template <bool kProject, int Slices>
 __global__ void __launch_bounds__(kThreads)
     GatedDeltaStepKernel(const StepParams p) {
-  constexpr int kColumns = kDim / Slices;
+  constexpr int kColumns = kDim / Slices;  // as many of q and of k are ours
   constexpr int kLanes = kColumns / 4;
   constexpr int kGroups = kWarpSize / kLanes;
   constexpr int kRows = kDim / kWarps / kGroups;  // of a thread
   // Channels that a thread convolves, at most.
-  constexpr int kChannels = (2 * kDim / Slices + kColumns - 1) / kThreads + 1;
+  constexpr int kChannels = (3 * kColumns + kThreads - 1) / kThreads;
   // Threads that share one output of a low-rank projection.
   constexpr int kDotThreads = kThreads / kColumns;
   constexpr int kDotColumns = kDim / kDotThreads;
@@ -149,16 +144,13 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ float squares[Slices];
 
   GridTrigger();
-  const int cluster = p.values_per_key * Slices;
   // From here on the other blocks' shared memory may be written to.
-  if (cluster > 1) ArriveCluster();
+  if constexpr (Slices > 1) ArriveCluster();
   const int thread = threadIdx.x;
   const int warp = thread / kWarpSize, lane = thread % kWarpSize;
-  const int rank = blockIdx.x % cluster;
-  const int32_t key_head = blockIdx.x / cluster % p.num_key_heads;
-  const int32_t seq = blockIdx.x / cluster / p.num_key_heads;
-  const int slice = rank % Slices;
-  const int32_t head = key_head * p.values_per_key + rank / Slices;
+  const int slice = blockIdx.x % Slices;  // this block's rank in its cluster
+  const int32_t head = blockIdx.x / Slices % p.num_heads;
+  const int32_t seq = blockIdx.x / Slices / p.num_heads;
   const int group = lane / kLanes;
   const int column = slice * kColumns + lane % kLanes * 4;  // of the head
   const int first_row = warp * (kDim / kWarps) + group * kRows;
@@ -169,43 +161,38 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kRows; ++i) Load<4>(state + i * kDim, s[i]);
 
-  // Channels: this block's share of q, of k, and its columns of v.
-  const int share = kDim / cluster;
+  // Channels: this block's columns of q, of k and of v.
   float* conv_state = StateOf(p.conv_state, seq);
+  const int32_t first_column = head * kDim + slice * kColumns;
   Channel channels[kChannels];
   int32_t channel_ids[kChannels];
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
     const int item = thread + c * kThreads;
-    const int within = item % share + rank * share;
+    const int32_t first = item < kColumns       ? p.first_q
+                          : item < 2 * kColumns ? p.first_k
+                                                : p.first_v;
     channel_ids[c] =
-        item < share       ? p.first_q + key_head * kDim + within
-        : item < 2 * share ? p.first_k + key_head * kDim + within
-        : item < 2 * share + kColumns
-            ? p.first_v + head * kDim + slice * kColumns + item - 2 * share
-            : -1;
+        item < 3 * kColumns ? first + first_column + item % kColumns : -1;
     if (channel_ids[c] >= 0) channels[c].Read(p, conv_state, channel_ids[c]);
   }
 
   const float minus_a = -expf(p.a_log[head]);
   float bias = 0;
-  DotShare<kDecay == Decay::kLowRank ? kDotColumns : 8> decay_share, gate_share;
-  if constexpr (kDecay == Decay::kPerHead) {
-    bias = p.dt_bias[head];
-  } else if constexpr (kDecay == Decay::kPerChannel) {
-    if (thread < kDim) bias = p.dt_bias[int64_t{head} * kDim + thread];
-  } else {
-    const int64_t row =
-        int64_t{head} * kDim + slice * kColumns + thread / kDotThreads;
+  DotShare<kProject ? kDotColumns : 8> decay_share, gate_share;
+  if constexpr (kProject) {
+    const int64_t row = first_column + thread / kDotThreads;
     const int64_t at = row * kDim + thread % kDotThreads * kDotColumns;
     bias = p.dt_bias[row];
     decay_share.Read(p.decay_weight + at);
     gate_share.Read(p.gate_weight + at);
+  } else {
+    if (thread < kDim) bias = p.dt_bias[int64_t{head} * kDim + thread];
   }
   float scale[4];
   Load<4>(p.norm_weight + column, scale);
 
-  if (cluster > 1) WaitCluster();
+  if constexpr (Slices > 1) WaitCluster();
   GridWait();
 
 #pragma unroll
@@ -215,29 +202,19 @@ __global__ void __launch_bounds__(kThreads)
     const float y =
         channels[c].Push(ToFloat(RowOf<bf16>(p.x, seq)[channel_ids[c]]),
                          p.conv_silu, conv_state, channel_ids[c]);
-    if (item >= 2 * share) {
-      v[item - 2 * share] = y;
+    if (item >= 2 * kColumns) {
+      v[item - 2 * kColumns] = y;
       continue;
     }
-    float* to = &q_k[item / share][item % share + rank * share];
-    if (cluster == 1) *to = y;
-    if (cluster > 1) {
-      for (int r = 0; r < cluster; ++r) StoreShared(to, r, y);
+    float* to = &q_k[item / kColumns][slice * kColumns + item % kColumns];
+    if constexpr (Slices == 1) {
+      *to = y;
+    } else {
+#pragma unroll
+      for (int r = 0; r < Slices; ++r) StoreShared(to, r, y);
     }
   }
-  float decay = 0;
-  if constexpr (kDecay == Decay::kPerHead) {
-    decay = __expf(minus_a * Softplus(LoadAs(p.alpha.data, p.alpha.dtype,
-                                             seq * p.alpha.row_stride + head) +
-                                      bias));
-  } else if constexpr (kDecay == Decay::kPerChannel) {
-    if (thread < kDim) {
-      const float alpha =
-          LoadAs(p.alpha.data, p.alpha.dtype,
-                 seq * p.alpha.row_stride + int64_t{head} * kDim + thread);
-      decays[thread] = __expf(minus_a * Softplus(alpha + bias));
-    }
-  } else {
+  if constexpr (kProject) {
     const int first = thread % kDotThreads * kDotColumns;
     const float alpha = GroupSum<kDotThreads>(
         decay_share.Times(RowOf<bf16>(p.decay_x, seq) + first));
@@ -246,22 +223,26 @@ __global__ void __launch_bounds__(kThreads)
     const int at = thread / kDotThreads;
     // Its threads hand the decay to one block each.
     const float value = __expf(minus_a * Softplus(alpha + bias));
-    for (int r = thread % kDotThreads; r < cluster; r += kDotThreads)
+    for (int r = thread % kDotThreads; r < Slices; r += kDotThreads)
       StoreShared(&decays[slice * kColumns + at], r, value);
     if (thread % kDotThreads == 0) gates[at] = gate;
+  } else if (thread < kDim) {
+    const float alpha =
+        LoadAs(p.alpha.data, p.alpha.dtype,
+               seq * p.alpha.row_stride + int64_t{head} * kDim + thread);
+    decays[thread] = __expf(minus_a * Softplus(alpha + bias));
   }
   const float b = Sigmoid(
       LoadAs(p.beta.data, p.beta.dtype, seq * p.beta.row_stride + head));
   float gating[4];
-  if constexpr (kDecay != Decay::kLowRank)
+  if constexpr (!kProject)
     Load<4>(RowOf<bf16>(p.gate, seq) + int64_t{head} * kDim + column, gating);
-  if (cluster > 1) {
+  if constexpr (Slices > 1) {
     SyncCluster();
   } else {
     __syncthreads();
   }
-  if constexpr (kDecay == Decay::kLowRank)
-    Load<4>(gates + lane % kLanes * 4, gating);
+  if constexpr (kProject) Load<4>(gates + lane % kLanes * 4, gating);
 
   float q4[4], k4[4];
   Load<4>(q_k[0] + 4 * lane, q4);
@@ -285,16 +266,14 @@ __global__ void __launch_bounds__(kThreads)
     float rows_q[4], rows_k[4], rows_decay[4];
     Load<4>(q_k[0] + first_row + first, rows_q);
     Load<4>(q_k[1] + first_row + first, rows_k);
-    if constexpr (kDecay != Decay::kPerHead)
-      Load<4>(decays + first_row + first, rows_decay);
+    Load<4>(decays + first_row + first, rows_decay);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float row_decay = kDecay == Decay::kPerHead ? decay : rows_decay[i];
       const float q = rows_q[i] * q_scale;
       k[first + i] = rows_k[i] * k_scale;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        s[first + i][j] *= row_decay;
+        s[first + i][j] *= rows_decay[i];
         along_k[j] += s[first + i][j] * k[first + i];
         along_q[j] += s[first + i][j] * q;
       }
@@ -334,8 +313,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   square = GroupSum<kLanes>(square);
   if constexpr (Slices > 1) {
-    if (thread < Slices)
-      StoreShared(&squares[slice], rank - slice + thread, square);
+    if (thread < Slices) StoreShared(&squares[slice], thread, square);
     ArriveCluster();
   }
 #pragma unroll
@@ -361,14 +339,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Into how many slices heads are cut.
+// Into how many slices heads are cut: narrow ones while about all of them are
+// on the SMs at once, so that every state is on its way before the token is
+// known.
 int32_t NumSlices(const OpContext& context, const DeltaRuleArgs& rule) {
-  const int32_t values_per_key = rule.num_value_heads / rule.num_key_heads;
   const int64_t heads = int64_t{rule.batch.num_seqs} * rule.num_value_heads;
-  // Narrow slices while about all of them are on the SMs at once, so that every
-  // state is on its way before the token is known.
-  if (heads * 4 > 4 * AsCuda(context.device)->num_sms()) return 1;
-  return std::clamp(kMaxCluster / values_per_key, 1, 4);
+  return heads > AsCuda(context.device)->num_sms() ? 1 : 4;
 }
 
 // The channel where `part` starts in conv.out, or -1 if it is no part of it.
@@ -386,51 +362,45 @@ bool SameBatch(const VarlenBatch& a, const VarlenBatch& b) {
          a.num_decodes == b.num_decodes;
 }
 
-template <Decay kDecay, int Slices>
+template <bool kProject, int Slices>
 absl::Status LaunchStep(const OpContext& context, const StepParams& params,
                         int32_t num_seqs) {
   LaunchShape shape;
-  shape.cluster = params.values_per_key * Slices;
-  shape.grid = dim3(static_cast<unsigned>(
-      int64_t{num_seqs} * params.num_key_heads * shape.cluster));
+  shape.cluster = Slices;
+  shape.grid = dim3(
+      static_cast<unsigned>(int64_t{num_seqs} * params.num_heads * Slices));
   shape.block = dim3(kThreads);
   return Launch(context, "GatedDelta (step)",
-                GatedDeltaStepKernel<kDecay, Slices>, shape, params);
+                GatedDeltaStepKernel<kProject, Slices>, shape, params);
 }
 
 }  // namespace
 
 bool CanStepGatedDelta(const OpContext& context, const GatedDeltaArgs& args) {
   const auto& [decay, gate, conv, rule, norm] = args;
-  if (rule.num_key_heads <= 0 || rule.num_value_heads <= 0) return false;
-  const int32_t values_per_key = rule.num_value_heads / rule.num_key_heads;
   const int64_t rows = rule.batch.num_seqs;
-  const int64_t value_cols = int64_t{rule.num_value_heads} * kDim;
-  const bool per_channel = rule.decay == DecayKind::kPerChannel;
-  const auto is = [&](const MatrixView& view, int64_t cols) {
-    return view.data != nullptr && view.rows == rows && view.cols == cols;
+  const int64_t cols = int64_t{rule.num_value_heads} * kDim;
+  const auto is = [&](const MatrixView& view, int64_t num_cols) {
+    return view.data != nullptr && view.rows == rows && view.cols == num_cols;
   };
   return !context.batch_invariant && rows > 0 &&
          rule.batch.num_decodes == rows && rule.batch.num_tokens == rows &&
          SameBatch(rule.batch, conv.batch) &&
-         rule.num_value_heads % rule.num_key_heads == 0 &&
-         kMaxCluster % values_per_key == 0 &&
-         (!per_channel || values_per_key == 1) && rule.key_dim == kDim &&
+         rule.decay == DecayKind::kPerChannel &&
+         rule.num_key_heads == rule.num_value_heads && rule.key_dim == kDim &&
          rule.value_dim == kDim && norm.head_dim == kDim &&
          conv.kernel_size == kTaps && conv.x.dtype == DType::kBF16 &&
          conv.x.data == conv.out.data && is(conv.x, conv.out.cols) &&
-         is(rule.q, int64_t{rule.num_key_heads} * kDim) &&
-         is(rule.k, rule.q.cols) && is(rule.v, value_cols) &&
+         is(rule.q, cols) && is(rule.k, cols) && is(rule.v, cols) &&
          FirstChannel(conv, rule.q) >= 0 && FirstChannel(conv, rule.k) >= 0 &&
          FirstChannel(conv, rule.v) >= 0 &&
-         is(rule.beta, rule.num_value_heads) &&
-         is(rule.alpha, per_channel ? value_cols : rule.num_value_heads) &&
+         is(rule.beta, rule.num_value_heads) && is(rule.alpha, cols) &&
          (decay.weight == nullptr ||
           (decay.x.rows == rows && decay.out.data == rule.alpha.data)) &&
          (gate.weight == nullptr ||
           (gate.x.rows == rows && gate.out.data == norm.gate.data)) &&
-         norm.x.data == rule.out.data && is(norm.gate, value_cols) &&
-         is(norm.out, value_cols) && norm.gate.dtype == DType::kBF16 &&
+         norm.x.data == rule.out.data && is(norm.gate, cols) &&
+         is(norm.out, cols) && norm.gate.dtype == DType::kBF16 &&
          norm.out.dtype == DType::kBF16 && AlignedTo(norm.gate, 8) &&
          AlignedTo(norm.out, 8) && rule.state.offset % 16 == 0 &&
          conv.weight != nullptr && rule.a_log != nullptr &&
@@ -453,8 +423,7 @@ absl::Status StepGatedDelta(const OpContext& context,
   params.conv_weight = conv.weight;
   params.conv_bias = conv.bias;
   params.conv_silu = conv.silu;
-  params.num_key_heads = rule.num_key_heads;
-  params.values_per_key = rule.num_value_heads / rule.num_key_heads;
+  params.num_heads = rule.num_value_heads;
   params.beta = rule.beta;
   params.alpha = rule.alpha;
   params.gate = norm.gate;
@@ -466,14 +435,14 @@ absl::Status StepGatedDelta(const OpContext& context,
   params.sigmoid_gate = norm.activation == GateActivation::kSigmoid;
   const int32_t num_slices = NumSlices(context, rule);
   const bool low_rank = CanProjectGates(decay, gate);
-  if (rule.decay == DecayKind::kPerChannel && num_slices == 4 && low_rank) {
+  if (low_rank && num_slices == 4) {
     params.decay_x = decay.x;
     params.gate_x = gate.x;
     params.decay_weight =
         reinterpret_cast<const bf16*>(AsCuda(*decay.weight).data.get());
     params.gate_weight =
         reinterpret_cast<const bf16*>(AsCuda(*gate.weight).data.get());
-    return LaunchStep<Decay::kLowRank, 4>(context, params, num_seqs);
+    return LaunchStep<true, 4>(context, params, num_seqs);
   }
   if (low_rank) {
     SY_RETURN_IF_ERROR(ProjectGates(context, decay, gate));
@@ -483,19 +452,8 @@ absl::Status StepGatedDelta(const OpContext& context,
         SY_RETURN_IF_ERROR(MatmulCuda(context, product));
     }
   }
-  if (rule.decay == DecayKind::kPerChannel) {
-    return num_slices == 4
-               ? LaunchStep<Decay::kPerChannel, 4>(context, params, num_seqs)
-               : LaunchStep<Decay::kPerChannel, 1>(context, params, num_seqs);
-  }
-  switch (num_slices) {
-    case 4:
-      return LaunchStep<Decay::kPerHead, 4>(context, params, num_seqs);
-    case 2:
-      return LaunchStep<Decay::kPerHead, 2>(context, params, num_seqs);
-    default:
-      return LaunchStep<Decay::kPerHead, 1>(context, params, num_seqs);
-  }
+  return num_slices == 4 ? LaunchStep<false, 4>(context, params, num_seqs)
+                         : LaunchStep<false, 1>(context, params, num_seqs);
 }
 
 }  // namespace switchyard::internal

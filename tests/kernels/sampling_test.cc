@@ -103,7 +103,7 @@ class SamplingTest : public OpTest {
 
 TEST_P(SamplingTest, EveryParameterAlone) {
   for (int32_t vocab : {5, 320, 2048, 33001}) {
-    const int64_t num_rows = vocab > 10000 ? 12 : 60;
+    const int64_t num_rows = vocab > 10000 ? 12 : 24;
     HostMatrix logits = RandomMatrix(num_rows, vocab, DType::kF32, 2);
     std::vector<SamplingRow> rows(num_rows);
     for (int64_t r = 0; r < num_rows; ++r) {
@@ -262,7 +262,7 @@ TEST_P(SamplingTest, ForbiddenTokensAreNeverDrawn) {
   top_p.top_p = 0.9999f;
   min_p.min_p = 1e-6f;
   std::vector<SamplingRow> rows;
-  for (uint32_t draw = 0; draw < 15; ++draw) {
+  for (uint32_t draw = 0; draw < 8; ++draw) {
     for (SamplingRow* row : {&all, &top_k, &top_p, &min_p}) {
       row->draw = draw;
       row->temperature = 5;
@@ -282,16 +282,16 @@ TEST_P(SamplingTest, ForbiddenTokensAreNeverDrawn) {
 
 // Each row alone draws what it draws in the batch.
 TEST_P(SamplingTest, TheBatchAroundDoesNotMatter) {
-  const HostMatrix logits = RandomMatrix(16, 777, DType::kF32, 2);
-  std::vector<SamplingRow> rows(16);
-  for (int r = 0; r < 16; ++r) {
+  const HostMatrix logits = RandomMatrix(12, 777, DType::kF32, 2);
+  std::vector<SamplingRow> rows(12);
+  for (int r = 0; r < 12; ++r) {
     rows[r].seed = 42;
     rows[r].draw = r;
     rows[r].top_p = r % 3 == 0 ? 0.7f : 1;
     rows[r].top_k = r % 4 == 0 ? 20 : 0;
   }
   const std::vector<int32_t> together = Run(logits, rows);
-  for (int r = 0; r < 16; ++r) {
+  for (int r = 0; r < 12; ++r) {
     const HostMatrix row{1,
                          777,
                          DType::kF32,
