@@ -15,6 +15,28 @@ namespace switchyard::cuda {
 __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
+// x, which the compiler cannot compute again where it is used: addresses in
+// shared memory it would, in every turn of a loop.
+__device__ __forceinline__ uint32_t Opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+// True in one of the calling threads' warp. Of a branch that only it takes the
+// compiler knows that every operand has one value: otherwise it makes a loop
+// over the threads of every bulk copy, which then takes 50 ns. REQUIRES: the
+// whole warp.
+__device__ __forceinline__ bool ElectThread() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(elected));
+  return elected != 0;
+}
 
 // ---- Fragments ----
 
@@ -105,13 +127,16 @@ __device__ __forceinline__ void Arrive(uint64_t* barrier) {
       "mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier))
       : "memory");
 }
-__device__ __forceinline__ void ArriveExpect(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   SharedAddress(barrier)),
-               "r"(bytes)
-               : "memory");
+__device__ __forceinline__ void ArriveExpect(uint32_t barrier, int bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
+      "r"(bytes)
+      : "memory");
 }
-__device__ __forceinline__ bool TryWaitBarrier(uint64_t* barrier, int parity) {
+__device__ __forceinline__ void ArriveExpect(uint64_t* barrier, int bytes) {
+  ArriveExpect(SharedAddress(barrier), bytes);
+}
+__device__ __forceinline__ bool TryWaitBarrier(uint32_t barrier, int parity) {
   uint32_t done;
   asm volatile(
       "{\n"
@@ -120,14 +145,17 @@ __device__ __forceinline__ bool TryWaitBarrier(uint64_t* barrier, int parity) {
       "selp.u32 %0, 1, 0, p;\n"
       "}\n"
       : "=r"(done)
-      : "r"(SharedAddress(barrier)), "r"(parity)
+      : "r"(barrier), "r"(parity)
       : "memory");
   return done != 0;
 }
 // Returns once the phase of `parity` is over.
-__device__ __forceinline__ void WaitBarrier(uint64_t* barrier, int parity) {
+__device__ __forceinline__ void WaitBarrier(uint32_t barrier, int parity) {
   while (!TryWaitBarrier(barrier, parity)) {
   }
+}
+__device__ __forceinline__ void WaitBarrier(uint64_t* barrier, int parity) {
+  WaitBarrier(SharedAddress(barrier), parity);
 }
 
 // ---- Clusters of blocks ----
@@ -194,25 +222,34 @@ __device__ __forceinline__ uint64_t EvictNormalPolicy() {
 
 // The box of `map` at (column, row) to shared memory; its bytes are counted by
 // `barrier`. Elements outside the tensor arrive as zeros, and count.
-__device__ __forceinline__ void CopyBox(void* shared, const CUtensorMap* map,
-                                        int column, int row, uint64_t* barrier,
+__device__ __forceinline__ void CopyBox(uint32_t shared, const CUtensorMap* map,
+                                        int column, int row, uint32_t barrier,
                                         uint64_t policy) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::"
-      "bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(
-          SharedAddress(shared)),
-      "l"(map), "r"(column), "r"(row), "r"(SharedAddress(barrier)), "l"(policy)
+      "bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
       : "memory");
 }
 // The same of a map of three dimensions, innermost first.
-__device__ __forceinline__ void CopyBox(void* shared, const CUtensorMap* map,
-                                        int x, int y, int z, uint64_t* barrier,
+__device__ __forceinline__ void CopyBox(uint32_t shared, const CUtensorMap* map,
+                                        int x, int y, int z, uint32_t barrier,
                                         uint64_t policy) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::"
-      "bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(
-          SharedAddress(shared)),
-      "l"(map), "r"(x), "r"(y), "r"(z), "r"(SharedAddress(barrier)), "l"(policy)
+      "bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "l"(policy)
+      : "memory");
+}
+// The same of a map of four dimensions.
+__device__ __forceinline__ void CopyBox(uint32_t shared, const CUtensorMap* map,
+                                        int x, int y, int z, int w,
+                                        uint32_t barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::"
+      "bytes.L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(
+          shared),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier), "l"(policy)
       : "memory");
 }
 __device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {

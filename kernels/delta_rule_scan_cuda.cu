@@ -248,7 +248,7 @@ __global__ void __launch_bounds__((2 * Pairs + 1) * kWarpSize, 1)
   if (first >= last) return;
 
   if (warp == 2 * Pairs) {
-    if (lane != 0) return;
+    if (!ElectThread()) return;
     const int32_t key_head = head / (p.num_value_heads / p.num_key_heads);
     for (int32_t tile = first; tile < last; ++tile) {
       const int turn = tile - first, at = turn % kStages;

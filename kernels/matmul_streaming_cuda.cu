@@ -1,7 +1,8 @@
-// Matmul for at most 16 rows of x: bound by reading W once. One producer warp
-// per SM keeps up to 64 KB of W in flight through the bulk tensor copy, and up
+// Matmul for at most 16 rows of x: bound by reading W once. One producer thread
+// per SM keeps up to 128 KB of W in flight through the bulk tensor copy, and up
 // to 200 KB ahead of the consumers; it starts before the preceding kernel has
-// ended, since W does not depend on it.
+// ended, since W does not depend on it. On an H200 a stage of W arrives every
+// 300 to 500 ns, so the producer's loop has to be short.
 #include <algorithm>
 
 #include "kernels/backends.h"
@@ -25,11 +26,12 @@ constexpr int kMaxStages = 40;
 // not idle. Only one such block fits on an SM: of smaller ones the next kernel
 // would put two on the SMs that happen to be free first, and none on others.
 constexpr int kPipelineBytes = 200 * 1024;
-// Asked for and not yet there. More than the memory needs only lengthens the
-// queue behind which the short loads stand that everything waits for: x, the
-// residual stream.
-constexpr int kPendingBytes = 64 * 1024;
-constexpr int kAlignment = 1024;  // of a swizzled box
+// Asked for and not yet there, while the kernel waits for x. More than the
+// memory needs only lengthens the queue behind which the short loads stand that
+// everything waits for: x, the residual stream.
+constexpr int kEarlyPendingBytes = 64 * 1024;
+constexpr int kPendingBytes = 128 * 1024;  // and afterwards
+constexpr int kAlignment = 1024;           // of a swizzled box
 
 struct StreamingShape {
   int32_t num_rows;  // of x
@@ -38,16 +40,11 @@ struct StreamingShape {
   int32_t num_warps;  // row tiles of 8 per item
   int32_t num_items;  // groups of 8 * num_warps rows of W
   int32_t num_stages;
-  int32_t max_pending;        // stages asked for and not yet there
+  int32_t early_pending;  // stages asked for and not yet there
+  int32_t max_pending;
   ActivationKind activation;  // of a gated product
   uint32_t zero;              // 0, which the compiler does not know
 };
-
-// x, which the compiler cannot compute again where it is used.
-__device__ __forceinline__ uint32_t Opaque(uint32_t x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
 
 // XRows (8 or 16): rows of x, padded. Shared memory per stage: two boxes of W
 // [8 * num_warps, 64], then two boxes of x [XRows, 64], 128-byte swizzled: the
@@ -95,61 +92,80 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
   // stage by stage.
   // From then on both are counted by `full`.
   const int first = min(total, shape.num_stages);
-  const auto load_x = [&](int stage, int chunk, uint64_t* barrier) {
-    const uint64_t policy = EvictLastPolicy();
-    uint8_t* base = shared + stage * stage_bytes + 2 * w_box;
+  // Addresses in shared memory.
+  const uint32_t stages = Opaque(SharedAddress(shared));
+  const uint32_t full_at = Opaque(SharedAddress(full));
+  const uint64_t x_policy = EvictLastPolicy();
+  const auto load_x = [&](int stage, int chunk, uint32_t barrier) {
+    const uint32_t to = stages + stage * stage_bytes + 2 * w_box;
     const int column = chunk * kStageColumns;
-    CopyBox(base, &x_map, column, 0, barrier, policy);
-    CopyBox(base + x_box, &x_map, column + kBoxColumns, 0, barrier, policy);
+    CopyBox(to, &x_map, column, 0, barrier, x_policy);
+    CopyBox(to + x_box, &x_map, column + kBoxColumns, 0, barrier, x_policy);
   };
 
   if (warp == shape.num_warps) {
-    if (lane != 0) return;
+    if (!ElectThread()) return;
     PrefetchMap(&w_map);
+    const uint32_t empty_at = Opaque(SharedAddress(empty));
     const uint64_t policy = EvictFirstPolicy();
-    int stage = 0, phase = 0, item = blockIdx.x, chunk = 0;
-    int pending_stage = 0, pending_phase = 0;
-    for (int i = 0; i < total; ++i) {
-      if (i == first) GridWait();
-      if (i >= first) WaitBarrier(&empty[stage], phase ^ 1);
-      if (i >= shape.max_pending) {
-        WaitBarrier(&full[pending_stage], pending_phase);
-        if (++pending_stage == shape.num_stages) {
-          pending_stage = 0;
-          pending_phase ^= 1;
-        }
+    int stage = 0, item = blockIdx.x, chunk = 0;
+    int waiting_stage = 0, waiting_phase = 0;  // of the oldest pending copy
+    const auto wait_for_oldest = [&] {
+      WaitBarrier(full_at + waiting_stage * 8, waiting_phase);
+      if (++waiting_stage == shape.num_stages) {
+        waiting_stage = 0;
+        waiting_phase ^= 1;
       }
-      uint8_t* base = shared + stage * stage_bytes;
-      const int row = item * shape.num_warps * 8,
-                column = chunk * kStageColumns;
-      ArriveExpect(&full[stage], i < first ? 2 * w_box : stage_bytes);
+    };
+    const auto load_w = [&](int bytes) {
+      const uint32_t barrier = full_at + stage * 8;
+      const uint32_t to = stages + stage * stage_bytes;
+      const int row = item * shape.num_warps * 8;
+      ArriveExpect(barrier, bytes);
+      const int column = chunk * kStageColumns;
       if constexpr (Gated) {
-        CopyBox(base, &w_map, column, 0, row / 2, &full[stage], policy);
-        CopyBox(base + w_box, &w_map, column + kBoxColumns, 0, row / 2,
-                &full[stage], policy);
-      } else {
-        CopyBox(base, &w_map, column, row, &full[stage], policy);
-        CopyBox(base + w_box, &w_map, column + kBoxColumns, row, &full[stage],
+        CopyBox(to, &w_map, column, 0, row / 2, barrier, policy);
+        CopyBox(to + w_box, &w_map, column + kBoxColumns, 0, row / 2, barrier,
                 policy);
+      } else {
+        CopyBox(to, &w_map, column, row, barrier, policy);
+        CopyBox(to + w_box, &w_map, column + kBoxColumns, row, barrier, policy);
       }
-      if (i >= first) load_x(stage, chunk, &full[stage]);
-      if (++stage == shape.num_stages) {
-        stage = 0;
-        phase ^= 1;
-      }
+    };
+    const auto next = [&] {
+      if (++stage == shape.num_stages) stage = 0;
       if (++chunk == num_chunks) {
         chunk = 0;
         item += gridDim.x;
       }
+    };
+    for (int i = 0; i < first; ++i) {
+      if (i >= shape.early_pending) wait_for_oldest();
+      load_w(2 * w_box);
+      next();
+    }
+    GridWait();
+    int phase = 0, allowed = shape.max_pending - shape.early_pending;
+    for (int i = first; i < total; ++i) {
+      WaitBarrier(empty_at + stage * 8, phase);
+      if (allowed > 0) {
+        --allowed;
+      } else {
+        wait_for_oldest();
+      }
+      load_w(stage_bytes);
+      load_x(stage, chunk, full_at + stage * 8);
+      next();
+      if (stage == 0) phase ^= 1;
     }
     return;
   }
 
   GridWait();
-  if (lane == 0) {  // shared out, as each takes a while to ask for
+  if (ElectThread()) {  // shared out, as each takes a while to ask for
     for (int i = warp; i < first; i += shape.num_warps) {
       ArriveExpect(&first_x[i], 2 * x_box);
-      load_x(i, i % num_chunks, &first_x[i]);
+      load_x(i, i % num_chunks, SharedAddress(&first_x[i]));
     }
   }
   __syncwarp();
@@ -292,6 +308,8 @@ absl::Status LaunchStreaming(const OpContext& context, const MatrixView& x,
                                     CeilDiv(shape.in_features, kStageColumns);
   shape.num_stages = static_cast<int32_t>(std::min<int64_t>(
       {kMaxStages, kPipelineBytes / stage_bytes, stages_of_a_block}));
+  shape.early_pending =
+      std::clamp(kEarlyPendingBytes / stage_bytes, 1, shape.num_stages);
   shape.max_pending =
       std::clamp(kPendingBytes / stage_bytes, 1, shape.num_stages);
   shape.activation = activation;

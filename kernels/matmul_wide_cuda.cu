@@ -116,26 +116,29 @@ __global__ void __launch_bounds__(kThreads, N <= 64 ? 2 : 1)
   const int total = shape.num_chunks * (rank + 1) / shape.split - first_chunk;
 
   if (warp == kConsumerThreads / kWarpSize) {
-    if (lane == 0) {
+    if (ElectThread()) {
       PrefetchMap(&w_map);
+      const uint32_t shared_at = Opaque(SharedAddress(shared));
+      const uint32_t full_at = Opaque(SharedAddress(full));
       const uint64_t w_policy =
           shape.row_tiles == 1 ? EvictFirstPolicy() : EvictNormalPolicy();
       const uint64_t x_policy = EvictLastPolicy();
       const auto load_w = [&](int i, int stage) {
-        uint8_t* to = shared + stage * stage_bytes;
+        const uint32_t to = shared_at + stage * stage_bytes;
+        const uint32_t barrier = full_at + stage * 8;
         const int column = (first_chunk + i) * kChunk;
-        ArriveExpect(&full[stage], stage_bytes);
+        ArriveExpect(barrier, stage_bytes);
         if constexpr (Gated) {
-          CopyBox(to, &w_map, column, item * (shape.tile_rows / 2), 0,
-                  &full[stage], w_policy);
+          CopyBox(to, &w_map, column, item * (shape.tile_rows / 2), 0, barrier,
+                  w_policy);
         } else {
-          CopyBox(to, &w_map, column, item * shape.tile_rows, &full[stage],
+          CopyBox(to, &w_map, column, item * shape.tile_rows, barrier,
                   w_policy);
         }
       };
       const auto load_x = [&](int i, int stage) {
-        CopyBox(shared + stage * stage_bytes + w_bytes, &x_map,
-                (first_chunk + i) * kChunk, row_tile * N, &full[stage],
+        CopyBox(shared_at + stage * stage_bytes + w_bytes, &x_map,
+                (first_chunk + i) * kChunk, row_tile * N, full_at + stage * 8,
                 x_policy);
       };
       const int early = min(total, shape.early_stages);
