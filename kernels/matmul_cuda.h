@@ -15,7 +15,7 @@ namespace switchyard::internal {
 struct CudaWeight final : WeightMatrix::Storage {
   DeviceBuffer data;
   // For the streaming kernel; rows_per_tile is 0 where it cannot serve this
-  // weight (fp32, or rows that are not whole 16-byte units).
+  // weight (fp32, or rows that are not whole units of 128 bytes).
   CUtensorMap map = {};
   int32_t rows_per_tile = 0;
   // For the wide kernel; wide_rows is 0 where it cannot serve this weight.
@@ -33,7 +33,7 @@ inline const CudaWeight& AsCuda(const WeightMatrix& weight) {
 
 constexpr int kMaxStreamingRows = 16;
 
-// Fills map and rows_per_tile.
+// Fills map and rows_per_tile, where the kernel can serve the weight.
 absl::Status PlanStreaming(int num_sms, int64_t out_features,
                            int64_t in_features, CudaWeight* weight);
 // Whether the streaming kernel serves this product.

@@ -18,8 +18,9 @@ namespace {
 
 using namespace switchyard::cuda;
 
-constexpr int kBoxColumns = 64;  // 128 bytes, one swizzle row
-constexpr int kStageColumns = 2 * kBoxColumns;
+constexpr int kPanelColumns = 64;  // 128 bytes, one swizzle row
+constexpr int kStagePanels = 2;
+constexpr int kStageColumns = kStagePanels * kPanelColumns;
 constexpr int kMaxWarps = 8;  // each computes 8 rows of W
 constexpr int kMaxStages = 40;
 // Fills while the kernel waits for the one before it, so that the memory does
@@ -31,7 +32,7 @@ constexpr int kPipelineBytes = 200 * 1024;
 // everything waits for: x, the residual stream.
 constexpr int kEarlyPendingBytes = 64 * 1024;
 constexpr int kPendingBytes = 128 * 1024;  // and afterwards
-constexpr int kAlignment = 1024;           // of a swizzled box
+constexpr int kAlignment = 1024;           // of a swizzled panel
 
 struct StreamingShape {
   int32_t num_rows;  // of x
@@ -46,13 +47,16 @@ struct StreamingShape {
   uint32_t zero;              // 0, which the compiler does not know
 };
 
-// XRows (8 or 16): rows of x, padded. Shared memory per stage: two boxes of W
-// [8 * num_warps, 64], then two boxes of x [XRows, 64], 128-byte swizzled: the
-// 16-byte chunk j of row r lies at chunk j ^ (r % 8).
+// XRows (8 or 16): rows of x, padded. The maps have the dimensions (column of a
+// panel, row, panel), so that one copy brings a stage of W, another one of x.
+// Shared memory per stage: two panels of W [8 * num_warps, 64], then two of x
+// [XRows, 64], 128-byte swizzled: the 16-byte chunk j of row r lies at chunk j
+// ^ (r % 8).
 //
 // Gated: W is gate rows, then as many up rows, and w_map has the dimensions
-// (column, half, row of the half), so that gate and up rows alternate in a box
-// and a thread holds both sums of a column of out [rows, out_features / 2].
+// (column of a panel, half, row of the half, panel), so that gate and up rows
+// alternate and a thread holds both sums of a column of out [rows, out_features
+// / 2].
 // They are rounded to bf16 like x before the activation: the bits of a product
 // stored and an activation after it.
 template <int XRows, bool Gated, typename O>
@@ -67,8 +71,8 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
       (reinterpret_cast<uintptr_t>(shared_raw) + kAlignment - 1) / kAlignment *
       kAlignment);
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  const int w_box = shape.num_warps * 1024, x_box = XRows * 128;
-  const int stage_bytes = 2 * (w_box + x_box);
+  const int w_panel = shape.num_warps * 1024, x_panel = XRows * 128;  // bytes
+  const int stage_bytes = 2 * (w_panel + x_panel);
   const int num_chunks =
       (shape.in_features + kStageColumns - 1) / kStageColumns;
 
@@ -97,10 +101,8 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
   const uint32_t full_at = Opaque(SharedAddress(full));
   const uint64_t x_policy = EvictLastPolicy();
   const auto load_x = [&](int stage, int chunk, uint32_t barrier) {
-    const uint32_t to = stages + stage * stage_bytes + 2 * w_box;
-    const int column = chunk * kStageColumns;
-    CopyBox(to, &x_map, column, 0, barrier, x_policy);
-    CopyBox(to + x_box, &x_map, column + kBoxColumns, 0, barrier, x_policy);
+    const uint32_t to = stages + stage * stage_bytes + 2 * w_panel;
+    CopyBox(to, &x_map, 0, 0, chunk * kStagePanels, barrier, x_policy);
   };
 
   if (warp == shape.num_warps) {
@@ -122,14 +124,11 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
       const uint32_t to = stages + stage * stage_bytes;
       const int row = item * shape.num_warps * 8;
       ArriveExpect(barrier, bytes);
-      const int column = chunk * kStageColumns;
+      const int panel = chunk * kStagePanels;
       if constexpr (Gated) {
-        CopyBox(to, &w_map, column, 0, row / 2, barrier, policy);
-        CopyBox(to + w_box, &w_map, column + kBoxColumns, 0, row / 2, barrier,
-                policy);
+        CopyBox(to, &w_map, 0, 0, row / 2, panel, barrier, policy);
       } else {
-        CopyBox(to, &w_map, column, row, barrier, policy);
-        CopyBox(to + w_box, &w_map, column + kBoxColumns, row, barrier, policy);
+        CopyBox(to, &w_map, 0, row, panel, barrier, policy);
       }
     };
     const auto next = [&] {
@@ -141,7 +140,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
     };
     for (int i = 0; i < first; ++i) {
       if (i >= shape.early_pending) wait_for_oldest();
-      load_w(2 * w_box);
+      load_w(2 * w_panel);
       next();
     }
     GridWait();
@@ -164,29 +163,30 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
   GridWait();
   if (ElectThread()) {  // shared out, as each takes a while to ask for
     for (int i = warp; i < first; i += shape.num_warps) {
-      ArriveExpect(&first_x[i], 2 * x_box);
+      ArriveExpect(&first_x[i], 2 * x_panel);
       load_x(i, i % num_chunks, SharedAddress(&first_x[i]));
     }
   }
   __syncwarp();
   // ldmatrix: lane l names row l % 8 of matrix l / 8.
   const int matrix = lane / 8, matrix_row = lane % 8;
-  // Where the lane's rows are in the first box of W and of x of stage 0, by
-  // halves of a box.
+  // Where the lane's rows are in the first panel of W and of x of stage 0, by
+  // halves of a panel.
   uint32_t w_at[2], x_at[2][XRows / 8];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const auto at = [&](int box_row, int column) {
-      return Opaque(SharedAddress(shared) + box_row * 128 +
+    const auto at = [&](int panel_row, int column) {
+      return Opaque(SharedAddress(shared) + panel_row * 128 +
                     (((half * 4 + column) ^ matrix_row) << 4));
     };
     w_at[half] = at(warp * 8 + matrix_row, matrix);
 #pragma unroll
     for (int i = 0; i < XRows / 8; ++i) {
       // Eight rows: four steps of 8 columns. Sixteen: two of 16.
-      x_at[half][i] = 2 * w_box + (XRows == 8 ? at(matrix_row, matrix)
-                                              : at(matrix % 2 * 8 + matrix_row,
-                                                   i * 2 + matrix / 2));
+      x_at[half][i] =
+          2 * w_panel +
+          (XRows == 8 ? at(matrix_row, matrix)
+                      : at(matrix % 2 * 8 + matrix_row, i * 2 + matrix / 2));
     }
   }
   int stage = 0, phase = 0, first_left = first;
@@ -207,13 +207,13 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
       uint32_t loaded = 0;  // bits of every fragment
 #pragma unroll
       for (int part = 0; part < 4; ++part) {  // 32 columns
-        const int box = part / 2, half = part % 2;
+        const int panel = part / 2, half = part % 2;
         const uint32_t base = stage * stage_bytes;
-        LoadMatrix4(w[part], w_at[half] + base + box * w_box);
+        LoadMatrix4(w[part], w_at[half] + base + panel * w_panel);
         loaded |= w[part][3];
 #pragma unroll
         for (int i = 0; i < XRows / 8; ++i) {
-          LoadMatrix4(x[part][i], x_at[half][i] + base + box * x_box);
+          LoadMatrix4(x[part][i], x_at[half][i] + base + panel * x_panel);
           loaded |= x[part][i][3];
         }
       }
@@ -272,11 +272,12 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
   }
 }
 
-// A bf16 matrix read in boxes of [box_rows, 64].
+// A bf16 matrix [rows, cols] read in boxes of [box_rows, kStageColumns].
 absl::Status EncodeMap(const void* data, int64_t rows, int64_t cols,
                        int64_t row_stride, int box_rows, CUtensorMap* map) {
-  return EncodeSwizzledMap<2>(data, {cols, rows}, {row_stride},
-                              {kBoxColumns, box_rows}, map);
+  return EncodeSwizzledMap<3>(data, {kPanelColumns, rows, cols / kPanelColumns},
+                              {row_stride, kPanelColumns},
+                              {kPanelColumns, box_rows, kStagePanels}, map);
 }
 
 template <int XRows, bool Gated>
@@ -291,9 +292,10 @@ absl::Status LaunchStreaming(const OpContext& context, const MatrixView& x,
   CUtensorMap w_map = weight.map;
   if constexpr (Gated) {
     const int64_t width = matrix.out_features() / 2, cols = x.cols;
-    SY_RETURN_IF_ERROR(EncodeSwizzledMap<3>(
-        weight.data.get(), {cols, 2, width}, {width * cols, cols},
-        {kBoxColumns, 2, weight.rows_per_tile / 2}, &w_map));
+    SY_RETURN_IF_ERROR(EncodeSwizzledMap<4>(
+        weight.data.get(), {kPanelColumns, 2, width, cols / kPanelColumns},
+        {width * cols, cols, kPanelColumns},
+        {kPanelColumns, 2, weight.rows_per_tile / 2, kStagePanels}, &w_map));
   }
   StreamingShape shape;
   shape.zero = 0;
@@ -328,6 +330,7 @@ absl::Status LaunchStreaming(const OpContext& context, const MatrixView& x,
 
 absl::Status PlanStreaming(int num_sms, int64_t out_features,
                            int64_t in_features, CudaWeight* weight) {
+  if (in_features % kPanelColumns != 0) return absl::OkStatus();
   // The tile height that leaves the fewest SMs idle in the last wave; of equal
   // ones the highest, which reads x least often.
   const int64_t tiles = CeilDiv(out_features, 8);

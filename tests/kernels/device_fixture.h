@@ -130,6 +130,11 @@ std::string ActivationName(const testing::TestParamInfo<DType>& info);
                            testing::ValuesIn(ActivationTypes()), \
                            ActivationName)
 
+// For ops on logits, which are fp32 whatever the activations.
+#define SY_INSTANTIATE_LOGITS_OP_TEST(Suite)                            \
+  INSTANTIATE_TEST_SUITE_P(Logits, Suite, testing::Values(DType::kF32), \
+                           ActivationName)
+
 }  // namespace switchyard
 
 #endif  // SWITCHYARD_TESTS_KERNELS_DEVICE_FIXTURE_H_

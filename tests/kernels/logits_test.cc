@@ -133,7 +133,7 @@ TEST_P(LogitsTest, RejectsBadArguments) {
   }
 }
 
-SY_INSTANTIATE_OP_TEST(LogitsTest);
+SY_INSTANTIATE_LOGITS_OP_TEST(LogitsTest);
 
 }  // namespace
 }  // namespace switchyard
