@@ -16,6 +16,7 @@
 #include "kernels/check.h"
 #include "kernels/status.h"
 #include "model/cache_spec.h"
+#include "rpc/steady_time.h"
 
 namespace switchyard {
 namespace {
@@ -72,7 +73,7 @@ class WorkerGroupImpl final : public WorkerGroup {
       last_submitted_ = plan.step_id();
       Step& step = in_flight_.emplace_back();
       step.step_id = plan.step_id();
-      step.submitted = absl::Now();
+      step.submitted = SteadyNow();
       step.results.resize(ranks_.size());
       step.num_missing = static_cast<int>(ranks_.size());
     }
@@ -84,24 +85,26 @@ class WorkerGroupImpl final : public WorkerGroup {
     absl::ReleasableMutexLock lock(&mutex_);
     SY_CHECK(!in_flight_.empty() || !lost_.ok());
     while (lost_.ok() && in_flight_.front().num_missing > 0) {
-      const absl::Time late =
-          std::max(in_flight_.front().submitted, last_completed_) +
-          options_.step_timeout;
-      const absl::Time wake =
-          echo_.ok() ? late : std::min(late, echo_time_ + kRootCauseGrace);
+      absl::Duration left =
+          options_.step_timeout -
+          Since(std::max(in_flight_.front().submitted, last_completed_));
       const bool has_echo = !echo_.ok();
+      if (has_echo) left = std::min(left, kRootCauseGrace - Since(echo_time_));
       const auto changed = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
         return !lost_.ok() || in_flight_.front().num_missing == 0 ||
                echo_.ok() == has_echo;
       };
-      if (mutex_.AwaitWithDeadline(absl::Condition(&changed), wake)) continue;
+      if (left > absl::ZeroDuration()) {
+        mutex_.AwaitWithTimeout(absl::Condition(&changed), left);
+        continue;
+      }
       const absl::Status why = has_echo ? Explained(echo_) : Overdue();
       lock.Release();
       return Lose(why);
     }
     if (!lost_.ok()) return lost_;
     StepOutcome outcome = Agree(in_flight_.front());
-    last_completed_ = absl::Now();
+    last_completed_ = SteadyNow();
     in_flight_.pop_front();
     return outcome;
   }
@@ -182,10 +185,10 @@ class WorkerGroupImpl final : public WorkerGroup {
  private:
   struct Step {
     uint64_t step_id = 0;
-    absl::Time submitted;
+    SteadyTime submitted;
     std::vector<std::optional<v1::StepResult>> results;  // by rank
     int num_missing = 0;
-    absl::Time completed;
+    SteadyTime completed;
   };
 
   absl::Status Connect() {
@@ -308,13 +311,13 @@ class WorkerGroupImpl final : public WorkerGroup {
             echo_ = failure;
             echo_is_wait_ = static_cast<absl::StatusCode>(result.code()) ==
                             absl::StatusCode::kDeadlineExceeded;
-            echo_time_ = absl::Now();
+            echo_time_ = SteadyNow();
           }
           return;
         }
       } else {
         step->results[rank] = std::move(result);
-        if (--step->num_missing == 0) step->completed = absl::Now();
+        if (--step->num_missing == 0) step->completed = SteadyNow();
         return;
       }
     }
@@ -410,7 +413,7 @@ class WorkerGroupImpl final : public WorkerGroup {
       outcome.execute_time = absl::Milliseconds(result->execute_ms());
       outcome.collective_time = absl::Milliseconds(result->collective_ms());
     }
-    outcome.round_trip = step.completed - step.submitted;
+    outcome.round_trip = Between(step.submitted, step.completed);
     outcome.result = *std::move(step.results[0]);
     return outcome;
   }
@@ -426,11 +429,11 @@ class WorkerGroupImpl final : public WorkerGroup {
   size_t num_open_ ABSL_GUARDED_BY(mutex_) = 0;
   std::deque<Step> in_flight_ ABSL_GUARDED_BY(mutex_);  // oldest first
   uint64_t last_submitted_ ABSL_GUARDED_BY(mutex_) = 0;
-  absl::Time last_completed_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
+  SteadyTime last_completed_ ABSL_GUARDED_BY(mutex_);         // 0: never
   std::vector<bool> reported_error_ ABSL_GUARDED_BY(mutex_);  // by rank
   // A failure that waits for its cause.
   absl::Status echo_ ABSL_GUARDED_BY(mutex_);
-  absl::Time echo_time_ ABSL_GUARDED_BY(mutex_);
+  SteadyTime echo_time_ ABSL_GUARDED_BY(mutex_);
   bool echo_is_wait_ ABSL_GUARDED_BY(mutex_) = false;  // for a silent peer
 
   RankSet ranks_;  // last: its callbacks touch the rest until it is gone

@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "kernels/cuda_status.h"
 #include "kernels/status.h"
+#include "rpc/steady_time.h"
 #include "worker/nccl_collective.h"
 #include "worker/rendezvous.h"
 
@@ -71,13 +72,13 @@ class NcclCollective final : public Collective {
   absl::Status Barrier() override {
     SY_RETURN_IF_ERROR(AllReduceSum(barrier_word_, 1, CollectiveType::kFloat32,
                                     barrier_stream_));
-    const absl::Time deadline = absl::Now() + options_.operation_timeout;
+    const SteadyTime start = SteadyNow();
     while (true) {
       const cudaError_t code = cudaStreamQuery(barrier_stream_);
       if (code == cudaSuccess) return Health();
       if (code != cudaErrorNotReady) return CudaStatus(code, "the barrier");
       SY_RETURN_IF_ERROR(Health());
-      if (absl::Now() > deadline) {
+      if (Since(start) > options_.operation_timeout) {
         return absl::DeadlineExceededError(absl::StrCat(
             "rank ", options_.rank, " waited ",
             absl::FormatDuration(options_.operation_timeout), " at a barrier"));
@@ -140,9 +141,9 @@ class NcclCollective final : public Collective {
         if (status_.ok()) continue;
         aborted_ = true;
       }
-      const absl::Time patience = absl::Now() + kAbortPatience;
+      const SteadyTime start = SteadyNow();
       bool held = use_mutex_.TryLock();
-      while (!held && absl::Now() < patience) {
+      while (!held && Since(start) < kAbortPatience) {
         absl::SleepFor(absl::Milliseconds(1));
         held = use_mutex_.TryLock();
       }
@@ -199,11 +200,11 @@ absl::StatusOr<std::unique_ptr<Collective>> MakeNcclCollective(
   ncclComm_t communicator = nullptr;
   SY_RETURN_IF_NCCL_ERROR(ncclCommInitRankConfig(
       &communicator, options.world_size, id, options.rank, &config));
-  const absl::Time deadline = absl::Now() + options.connect_timeout;
+  const SteadyTime start = SteadyNow();
   ncclResult_t code = ncclInProgress;
   while (code == ncclInProgress) {
     SY_RETURN_IF_NCCL_ERROR(ncclCommGetAsyncError(communicator, &code));
-    if (code == ncclInProgress && absl::Now() > deadline) {
+    if (code == ncclInProgress && Since(start) > options.connect_timeout) {
       ncclCommAbort(communicator);
       return absl::DeadlineExceededError(absl::StrCat(
           "rank ", options.rank, " did not meet its ", options.world_size - 1,

@@ -48,7 +48,7 @@ WorkerSession::WorkerSession(WorkerBackend backend,
                              std::function<void()> on_over)
     : options_(options),
       on_over_(std::move(on_over)),
-      last_contact_(absl::Now()),
+      last_contact_(SteadyNow()),
       backend_(std::move(backend)),
       thread_([this] { RunTasks(); }) {
   SY_CHECK(backend_.executor != nullptr);
@@ -68,7 +68,7 @@ absl::Status WorkerSession::Configure(v1::ConfigureRequest request,
   SY_RETURN_IF_ERROR(CheckRequest(request));
   {
     absl::MutexLock lock(&mutex_);
-    last_contact_ = absl::Now();
+    last_contact_ = SteadyNow();
     SY_RETURN_IF_ERROR(Expect(State::kIdle, "Configure"));
     state_ = State::kLoading;
   }
@@ -80,7 +80,7 @@ absl::Status WorkerSession::Configure(v1::ConfigureRequest request,
     if (status.ok()) {
       absl::MutexLock lock(&mutex_);
       state_ = State::kConfigured;
-      last_contact_ = absl::Now();
+      last_contact_ = SteadyNow();
     }
     std::move(done)(std::move(response));
     if (!status.ok()) End(status);
@@ -148,7 +148,7 @@ void WorkerSession::AllocateCache(uint64_t arena_bytes, DoneStatus done) {
     if (status.ok()) {
       absl::MutexLock lock(&mutex_);
       state_ = State::kReady;
-      last_contact_ = absl::Now();
+      last_contact_ = SteadyNow();
     }
     std::move(done)(status);
     if (!status.ok()) End(status);
@@ -168,11 +168,11 @@ void WorkerSession::Execute(v1::StepPlan plan, DoneStep done) {
     absl::MutexLock lock(&mutex_);
     too_many = ++num_queued_plans_ > kMaxQueuedPlans;
   }
-  Step step{plan.step_id(), plan.epoch(), absl::Time(), std::move(done)};
+  Step step{plan.step_id(), plan.epoch(), SteadyTime(), std::move(done)};
   Enqueue(
       [this, too_many, plan = std::move(plan),
        step = std::move(step)](const absl::Status& over) mutable {
-        step.start = absl::Now();
+        step.start = SteadyNow();
         if (over.ok() && !too_many) return LaunchStep(plan, std::move(step));
         FinishStep(std::move(step),
                    over.ok() ? absl::ResourceExhaustedError(
@@ -237,8 +237,7 @@ std::optional<absl::StatusOr<v1::StepResult>> WorkerSession::CollectOldest() {
   if (!ready.ok()) return ready.status();
   if (*ready) return backend_.executor->Collect();
   const Step& step = steps_.front();
-  const absl::Duration waited =
-      absl::Now() - std::max(step.start, last_finished_);
+  const absl::Duration waited = Since(std::max(step.start, last_finished_));
   if (collective->world_size() == 1 || waited < options_.collective_timeout) {
     return std::nullopt;
   }
@@ -263,13 +262,13 @@ void WorkerSession::FinishStep(Step step,
   }
   const absl::Status status = outcome.status();
   v1::StepResult result = outcome.ok() ? *std::move(outcome) : v1::StepResult();
-  const absl::Time now = absl::Now();
+  const SteadyTime now = SteadyNow();
   result.set_step_id(step.step_id);
   result.set_rank(rank_);
   result.set_code(static_cast<uint32_t>(status.code()));
   result.set_message(std::string(status.message()));
-  result.set_execute_ms(
-      absl::ToDoubleMilliseconds(now - std::max(step.start, last_finished_)));
+  result.set_execute_ms(absl::ToDoubleMilliseconds(
+      Between(std::max(step.start, last_finished_), now)));
   last_finished_ = now;
   {
     absl::MutexLock lock(&mutex_);
@@ -360,7 +359,7 @@ v1::GetStatusResponse WorkerSession::GetStatus() {
   response.set_bytes_loaded(progress_.bytes_loaded);
   response.set_bytes_total(progress_.bytes_total);
   absl::MutexLock lock(&mutex_);
-  last_contact_ = absl::Now();
+  last_contact_ = SteadyNow();
   response.set_last_step_id(last_step_id_);
   response.set_epoch(epoch_);
   if (outcome_.has_value()) {
@@ -433,7 +432,7 @@ std::optional<WorkerSession::Task> WorkerSession::NextTask(absl::Status* over) {
     const bool waits_for_coordinator =
         state_ == State::kConfigured || state_ == State::kReady;
     if (!outcome_.has_value() && waits_for_coordinator &&
-        absl::Now() - last_contact_ >= options_.contact_timeout) {
+        Since(last_contact_) >= options_.contact_timeout) {
       tasks_.push_back({[this](const absl::Status&) {
                           End(absl::UnavailableError(
                               "the coordinator went away before it opened its "

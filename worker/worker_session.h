@@ -22,6 +22,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "rpc/credentials.h"
+#include "rpc/steady_time.h"
 #include "switchyard/v1/worker.pb.h"
 #include "worker/collective.h"
 #include "worker/rendezvous.h"
@@ -108,7 +109,7 @@ class WorkerSession {
   struct Step {
     uint64_t step_id = 0;
     uint64_t epoch = 0;
-    absl::Time start;  // when nothing kept it from running any more
+    SteadyTime start;  // when nothing kept it from running any more
     DoneStep done;
   };
 
@@ -147,7 +148,7 @@ class WorkerSession {
   std::deque<Task> tasks_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   int num_queued_plans_ ABSL_GUARDED_BY(mutex_) = 0;
-  absl::Time last_contact_ ABSL_GUARDED_BY(mutex_);
+  SteadyTime last_contact_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_step_id_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t epoch_ ABSL_GUARDED_BY(mutex_) = 0;
   // Set by the executor's thread, under the lock because End reaches for them.
@@ -159,7 +160,7 @@ class WorkerSession {
   uint32_t rank_ = 0;
   std::deque<Step> steps_;  // launched, oldest first
   uint64_t last_launched_ = 0;
-  absl::Time last_finished_ = absl::InfinitePast();
+  SteadyTime last_finished_;  // 0: never
   std::thread thread_;
 };
 
