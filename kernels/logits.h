@@ -24,9 +24,9 @@ absl::Status JoinShards(const OpContext& context, const JoinShardsArgs& args);
 
 struct LogprobsArgs {
   MatrixView logits;                 // [rows, vocab] fp32, untouched
-  const int32_t* targets = nullptr;  // [rows] token ids
+  const int32_t* targets = nullptr;  // [rows] token ids, or kNoToken
   int32_t num_top = 0;               // 0..kMaxTopLogprobs best tokens per row
-  float* target_logprobs = nullptr;  // [rows]
+  float* target_logprobs = nullptr;  // [rows], NaN for kNoToken
   // [rows, num_top], best first; equal logits: the lower id first.
   int32_t* top_ids = nullptr;
   float* top_logprobs = nullptr;  // [rows, num_top]
@@ -34,7 +34,8 @@ struct LogprobsArgs {
 
 constexpr int32_t kMaxTopLogprobs = 20;
 
-// log softmax(logits) at the targets, and the num_top largest.
+// log softmax(logits) at the targets, and the num_top largest. In a row with a
+// NaN or +infinity neither has a meaning, but top_ids are token ids.
 absl::Status Logprobs(const OpContext& context, const LogprobsArgs& args);
 
 }  // namespace switchyard

@@ -8,6 +8,7 @@
 #include "kernels/backends.h"
 #include "kernels/cpu_math.h"
 #include "kernels/cpu_parallel.h"
+#include "kernels/sampling.h"
 
 namespace switchyard::internal {
 namespace {
@@ -66,6 +67,7 @@ absl::Status JoinShardsCpu(const OpContext& context,
 absl::Status LogprobsCpu(const OpContext& context, const LogprobsArgs& args) {
   const int64_t vocab = args.logits.cols;
   for (int64_t row = 0; row < args.logits.rows; ++row) {
+    if (args.targets[row] == kNoToken) continue;
     if (args.targets[row] < 0 || args.targets[row] >= vocab) {
       return absl::InvalidArgumentError(
           absl::StrCat("Logprobs: the target of row ", row, " is ",
@@ -75,8 +77,10 @@ absl::Status LogprobsCpu(const OpContext& context, const LogprobsArgs& args) {
   ParallelFor(args.logits.rows, 10 * vocab, [&](int64_t row) {
     const float* logits = args.logits.Row<const float>(row);
     const double log_sum = LogSumExp(logits, vocab);
+    const int32_t target = args.targets[row];
     args.target_logprobs[row] =
-        static_cast<float>(logits[args.targets[row]] - log_sum);
+        target == kNoToken ? NAN
+                           : static_cast<float>(logits[target] - log_sum);
     if (args.num_top == 0) return;
     int32_t* ids = args.top_ids + row * args.num_top;
     float* logprobs = args.top_logprobs + row * args.num_top;

@@ -32,6 +32,10 @@ struct SamplingRow {
 // (saturating).
 constexpr uint16_t kCountsPromptBit = 0x8000;
 
+// In place of a token id: the row has none. Other ops take it as an id that no
+// token has: Embedding gives zeros, Logprobs NaN.
+constexpr int32_t kNoToken = -1;
+
 struct SamplingArgs {
   MatrixView logits;                  // [rows, vocab] fp32; left changed
   const SamplingRow* rows = nullptr;  // [rows] on the device
@@ -41,13 +45,15 @@ struct SamplingArgs {
   const float* bias_values = nullptr;  // -infinity forbids a token (min_tokens)
   // [num_counts_rows, vocab]; the drawn token is counted.
   uint16_t* counts = nullptr;
-  int32_t* token_ids = nullptr;  // [rows] out
+  int32_t* token_ids = nullptr;  // [rows] out, kNoToken where there is none
 };
 
 // Per row:
 //   1. l += bias; repetition penalty r on tokens of prompt or output (l > 0 ? l
 //      / r : l * r); l -= frequency * count + presence * (count > 0) (generated
-//      tokens only). NaN counts as -infinity.
+//      tokens only). NaN counts as -infinity. If the largest l is infinite then,
+//      either way, no draw means anything: the token is kNoToken, and nothing
+//      is counted.
 //   2. Greedy (temperature 0): the largest l.
 //   3. l = (l - max l) / temperature, then keep the top_k largest; of those the
 //      smallest set of largest ones whose probability, renormalised over the

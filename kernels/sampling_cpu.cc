@@ -36,7 +36,7 @@ void ApplyBiasAndPenalties(const SamplingArgs& args, const SamplingRow& row,
 
 void CountToken(const SamplingArgs& args, const SamplingRow& row, int64_t vocab,
                 int32_t token) {
-  if (row.counts_row < 0) return;
+  if (row.counts_row < 0 || token == kNoToken) return;
   uint16_t& count = args.counts[row.counts_row * vocab + token];
   if ((count & ~kCountsPromptBit) != (kCountsPromptBit - 1)) ++count;
 }
@@ -44,7 +44,8 @@ void CountToken(const SamplingArgs& args, const SamplingRow& row, int64_t vocab,
 int32_t SampleRow(const SamplingRow& row, int64_t vocab, float* logits) {
   const int64_t best = std::max_element(logits, logits + vocab) - logits;
   const float max = logits[best];
-  if (row.temperature == 0 || !std::isfinite(max)) return best;
+  if (!std::isfinite(max)) return kNoToken;
+  if (row.temperature == 0) return static_cast<int32_t>(best);
   for (int64_t t = 0; t < vocab; ++t) {
     logits[t] = (logits[t] - max) / row.temperature;
   }

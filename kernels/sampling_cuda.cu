@@ -106,12 +106,14 @@ __global__ void __cluster_dims__(kVocabBlocks, 1, 1)
   VocabRow vocab(shared, num_logits);
   uint64_t best = LoadRow(args, row, index, shared, vocab);
   const float top = LogitOfKey(best);
-  if (row.temperature > 0 && isfinite(top))
+  const bool has_token = isfinite(top);
+  if (row.temperature > 0 && has_token)
     best = Draw(row, top, num_logits, shared, vocab);
   if (vocab.is_first_block() && threadIdx.x == 0) {
-    const int32_t token = static_cast<int32_t>(IdOfKey(best));
+    const int32_t token =
+        has_token ? static_cast<int32_t>(IdOfKey(best)) : kNoToken;
     args.token_ids[index] = token;
-    if (row.counts_row >= 0) {
+    if (row.counts_row >= 0 && has_token) {
       uint16_t& count = args.counts[row.counts_row * args.logits.cols + token];
       if ((count & ~kCountsPromptBit) != kCountsPromptBit - 1) ++count;
     }

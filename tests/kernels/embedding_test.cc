@@ -1,5 +1,6 @@
 #include "kernels/embedding.h"
 
+#include "kernels/sampling.h"
 #include "tests/kernels/device_fixture.h"
 
 namespace switchyard {
@@ -39,6 +40,27 @@ TEST_P(EmbeddingTest, ShardsSumToTheTable) {
         }
       }
       ExpectNear(sum, expected, 0, DTypeName(dtype));
+    }
+  }
+}
+
+// What a step finds where the one before it could draw no token.
+TEST_P(EmbeddingTest, AnIdThatNoRankHasIsZero) {
+  constexpr int64_t kHidden = 24;
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    const HostMatrix table = RandomMatrix(6, kHidden, dtype);
+    const MatrixView whole = Upload(table);
+    for (int32_t begin : {0, 3}) {
+      EmbeddingArgs args;
+      args.token_ids = UploadArray(std::vector<int32_t>{kNoToken, 6, 4});
+      args.table = whole.Rows(begin, 3);
+      args.vocab_begin = begin;
+      args.out = Poisoned(3, kHidden, DType::kF32);
+      SY_ASSERT_OK(Embedding(context(), args));
+      std::vector<double> expected(3 * kHidden, 0);
+      for (int64_t c = 0; begin == 3 && c < kHidden; ++c)
+        expected[2 * kHidden + c] = table.at(4, c);
+      ExpectNear(Download(args.out), expected, 0, DTypeName(dtype));
     }
   }
 }

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
+#include "kernels/sampling.h"
 #include "tests/kernels/device_fixture.h"
 
 namespace switchyard {
@@ -36,7 +38,11 @@ class LogitsTest : public OpTest {
       args.top_logprobs = top;
     }
     SY_EXPECT_OK(Logprobs(context(), args));
-    EXPECT_EQ(Download(args.logits).values, logits.values) << "changed";
+    const std::vector<float> after = Download(args.logits).values;
+    EXPECT_EQ(std::memcmp(after.data(), logits.values.data(),
+                          after.size() * sizeof(float)),
+              0)
+        << "changed";
     return {DownloadArray(out, logits.rows),
             DownloadArray(ids, logits.rows * num_top),
             DownloadArray(top, logits.rows * num_top)};
@@ -93,6 +99,30 @@ TEST_P(LogitsTest, EqualLogitsGoByIdAndForbiddenOnesComeLast) {
   EXPECT_EQ(result.targets[1], -inf);
   EXPECT_EQ(result.top[6], 0);
   EXPECT_EQ(result.top[7], -1000);
+}
+
+TEST_P(LogitsTest, ARowWithoutATokenIsNoError) {
+  const float inf = std::numeric_limits<float>::infinity();
+  const HostMatrix logits{5,
+                          3,
+                          DType::kF32,
+                          {NAN, NAN, NAN,     //
+                           -inf, -inf, -inf,  //
+                           1, inf, 2,         //
+                           1, 2, 3,           //
+                           1, NAN, 2}};
+  // Whatever is written for such a row, it is of tokens, and stays its own.
+  const Result result =
+      Run(logits, {kNoToken, kNoToken, kNoToken, 2, kNoToken}, 2);
+  for (int32_t id : result.top_ids) {
+    EXPECT_GE(id, 0);
+    EXPECT_LT(id, 3);
+  }
+  for (int row : {0, 1, 2, 4}) EXPECT_TRUE(std::isnan(result.targets[row]));
+  EXPECT_NEAR(result.targets[3],
+              -std::log(1 + std::exp(-1.0) + std::exp(-2.0)), 1e-6);
+  EXPECT_EQ(result.top_ids[6], 2);
+  EXPECT_EQ(result.top_ids[7], 1);
 }
 
 TEST_P(LogitsTest, JoinsShards) {

@@ -280,6 +280,70 @@ TEST_P(SamplingTest, ForbiddenTokensAreNeverDrawn) {
   }
 }
 
+// NaN, infinite either way, and made so by what is applied to them: whatever
+// the parameters, there is no token, nothing is counted, and the rows beside
+// them draw as ever.
+TEST_P(SamplingTest, ARowWithoutAFiniteLargestLogitHasNoToken) {
+  for (int32_t vocab : {5, 777}) {
+    SamplingRow greedy, all, top_k, top_p, min_p;
+    greedy.temperature = 0;
+    top_k.top_k = 3;
+    top_p.top_p = 0.9f;
+    min_p.min_p = 0.1f;
+    std::vector<SamplingRow> rows;
+    for (SamplingRow row : {greedy, all, top_k, top_p, min_p}) {
+      row.seed = 5;
+      row.bias_end = 0;
+      rows.insert(rows.end(), 8, row);
+    }
+    const int64_t num_rows = rows.size();
+    HostMatrix logits = RandomMatrix(num_rows, vocab, DType::kF32);
+    std::vector<int32_t> bias_ids(vocab);
+    std::iota(bias_ids.begin(), bias_ids.end(), 0);
+    const std::vector<float> bias_values(vocab, -kInf);
+    std::vector<uint16_t> counts(num_rows * vocab, 1);
+    std::vector<bool> has_token(num_rows);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      rows[r].counts_row = static_cast<int32_t>(r);
+      switch (r % 8) {
+        case 0:
+          for (int32_t t = 0; t < vocab; ++t) logits.at(r, t) = NAN;
+          break;
+        case 1:
+          for (int32_t t = 0; t < vocab; ++t) logits.at(r, t) = -kInf;
+          break;
+        case 2:
+          for (int32_t t = 0; t < vocab; ++t)
+            logits.at(r, t) = t % 2 == 0 ? NAN : -kInf;
+          break;
+        case 3:
+          logits.at(r, vocab - 1) = kInf;
+          break;
+        case 4:
+          rows[r].bias_end = vocab;
+          break;
+        case 5:
+          logits.at(r, 1) = 1e30f;
+          rows[r].repetition_penalty = 1e-30f;
+          break;
+        default:  // one that is finite is enough
+          for (int32_t t = 0; t < vocab; ++t)
+            if (t != 3) logits.at(r, t) = r % 8 == 6 ? NAN : -kInf;
+          has_token[r] = true;
+      }
+    }
+    uint16_t* device_counts = UploadArray(counts);
+    const std::vector<int32_t> tokens =
+        Run(logits, rows, device_counts, bias_ids, bias_values);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      EXPECT_EQ(tokens[r], has_token[r] ? 3 : kNoToken)
+          << "vocabulary " << vocab << ", row " << r;
+      if (has_token[r]) ++counts[r * vocab + 3];
+    }
+    EXPECT_EQ(DownloadArray(device_counts, num_rows * vocab), counts);
+  }
+}
+
 // Each row alone draws what it draws in the batch.
 TEST_P(SamplingTest, TheBatchAroundDoesNotMatter) {
   const HostMatrix logits = RandomMatrix(12, 777, DType::kF32, 2);
