@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/check.h"
 
 namespace switchyard {
@@ -10,6 +11,23 @@ namespace {
 
 // Units of cache whose bookkeeping is checked in a few milliseconds.
 constexpr int64_t kMaxUnitsToCheck = 1 << 14;
+
+absl::Status NotFinite(const Sequence& sequence,
+                       const v1::MixerList& placement) {
+  const v1::SamplingParams& sampling = sequence.sampling();
+  const int64_t num_generated = sequence.num_generated();
+  // What else can leave no finite logit; the other parameters are too tame.
+  const bool by_request = sampling.repetition_penalty() != 1 ||
+                          sampling.min_tokens() > num_generated;
+  return absl::InternalError(absl::StrCat(
+      "the model's logits for token ", num_generated + 1,
+      " of this request are not finite numbers (placement ",
+      absl::StrJoin(placement.names(), ","),
+      "): the checkpoint's weights, or its dtype, are likely at fault",
+      by_request ? ", unless the request's repetition_penalty, or min_tokens "
+                   "with every token a stop token, left none"
+                 : ""));
+}
 
 }  // namespace
 
@@ -149,7 +167,9 @@ bool EngineLoop::TakeStep(CommittedStep* step) {
   step->result = std::move(outcome->result);
   step->sampled = *std::move(sampled);
   execute_time_ += outcome->execute_time;
-  num_generated_tokens_ += step->sampled.size();
+  for (const Scheduler::Sampled& sampled : step->sampled) {
+    num_generated_tokens_ += sampled.token_id != kNoTokenId;
+  }
   ++num_steps_;
   ReportState();
   return true;
@@ -177,6 +197,11 @@ void EngineLoop::DeliverToken(Scheduler::Sampled* sampled,
                               CommittedStep* step) {
   LiveRequest* live = requests_.BySequence(sampled->sequence_id);
   if (live == nullptr) return;
+  if (sampled->token_id == kNoTokenId) {
+    const Sequence& failed = *sampled->finished;
+    return Fail(live,
+                NotFinite(failed, placements_.ToProto(failed.placement())));
+  }
   observer_->OnToken(&live->trace, step->taken);
   TokenDelta delta;
   delta.token_ids = absl::MakeConstSpan(&sampled->token_id, 1);
@@ -251,10 +276,16 @@ void EngineLoop::Refuse(LiveRequest* live, const absl::Status& why) {
   if (live->sequence_id != 0) {
     SY_CHECK(
         scheduler_.Finish(live->sequence_id, v1::FINISH_REASON_CANCELLED).ok());
-    observer_->OnFailed(&live->trace, why);
-  } else {
-    observer_->OnRefused(live->trace, why);
+    return Fail(live, why);
   }
+  observer_->OnRefused(live->trace, why);
+  RequestSink* sink = live->sink;
+  requests_.Erase(live);
+  sink->OnError(why);
+}
+
+void EngineLoop::Fail(LiveRequest* live, const absl::Status& why) {
+  observer_->OnFailed(&live->trace, why);
   RequestSink* sink = live->sink;
   requests_.Erase(live);
   sink->OnError(why);

@@ -133,6 +133,8 @@ class EngineLoop {
   void Complete(LiveRequest* live, const Sequence& sequence,
                 v1::FinishReason reason);
   void Refuse(LiveRequest* live, const absl::Status& why);
+  // The scheduler does not have its sequence any more.
+  void Fail(LiveRequest* live, const absl::Status& why);
   void EndCancelled(LiveRequest* live);
   std::vector<LiveRequest*> OnDefault() const;
   void ReportState();

@@ -186,6 +186,8 @@ void PrefixCache::CopyBranch(const Sequence& sequence, uint64_t step_id,
     entry->set_to_id(copy.state[i]);
     entry->set_keep(true);
   }
+  copy.sequence_id = sequence.id();
+  copy.num_restarts = sequence.num_restarts();
   copy.placement = sequence.placement();
   const auto begin = sequence.token_ids().begin();
   copy.tokens.assign(begin, begin + num_tokens);
@@ -242,6 +244,16 @@ void PrefixCache::Publish(const Sequence& sequence) {
   }
 }
 
+void PrefixCache::Vouch(uint64_t sequence_id) {
+  const auto it = states_.find(sequence_id);
+  if (it == states_.end()) return;
+  // Above one that is sound all of it is, but for what others hold.
+  const std::vector<PrefixIndex::Id>& used = it->second.used;
+  for (auto node = used.rbegin();
+       node != used.rend() && index_.MarkSound(*node); ++node) {
+  }
+}
+
 void PrefixCache::End(const Sequence& sequence, uint64_t last_step_id) {
   const auto it = states_.find(sequence.id());
   if (it == states_.end()) return ledger_->Release(sequence.id());
@@ -262,26 +274,47 @@ void PrefixCache::End(const Sequence& sequence, uint64_t last_step_id) {
     leaving.state = StateOf(sequence, leaving.num_tokens);
     Keep(leaving.state);
   }
-  if (!leaving.state.empty() || !leaving.blocks.empty()) {
-    leaving.sequence_id = sequence.id();
-    leaving.num_restarts = sequence.num_restarts();
-    leaving.placement = sequence.placement();
-    leaving.tokens.assign(sequence.token_ids().begin(),
-                          sequence.token_ids().end());
-    leaving.step_id = last_step_id;
-  }
+  leaving.sequence_id = sequence.id();
+  leaving.num_restarts = sequence.num_restarts();
+  leaving.placement = sequence.placement();
+  leaving.tokens.assign(sequence.token_ids().begin(),
+                        sequence.token_ids().end());
+  leaving.step_id = last_step_id;
   index_.Touch(state.node);
   ledger_->Release(sequence.id());
   // What is left is entered while the path is still in use.
-  if (leaving.sequence_id != 0) {
-    if (sequence.num_computed() == sequence.num_scheduled()) {
-      Enter(leaving);
-    } else {
-      leaving_.push_back(std::move(leaving));
-    }
+  if (sequence.num_computed() == sequence.num_scheduled()) {
+    Enter(leaving);
+  } else {
+    leaving_.push_back(std::move(leaving));
   }
   LetGo(&state);
   states_.erase(it);
+}
+
+void PrefixCache::Reject(const Sequence& sequence) {
+  // Copies that it made; they are as its logits are.
+  CommitSample(sequence.id(), sequence.num_restarts(), kNoTokenId);
+  RemoveUnsound(sequence.placement(), sequence.token_ids());
+  ledger_->Release(sequence.id());
+  Abandon(sequence.id());
+}
+
+void PrefixCache::RemoveUnsound(const Placement& placement,
+                                PrefixIndex::Tokens tokens) {
+  for (const PrefixIndex::Id node : index_.FindPath(placement, tokens)) {
+    if (index_.IsSound(node)) continue;
+    Drop(index_.Remove(node));  // and all below it
+    break;
+  }
+  for (;;) {
+    const std::vector<PrefixIndex::Id> path =
+        index_.FindPath(placement, tokens);
+    const PrefixIndex::Snapshot* snapshot =
+        index_.FindSnapshot(placement, path, tokens);
+    if (snapshot == nullptr) return;
+    Drop(index_.Remove(snapshot->id));
+  }
 }
 
 void PrefixCache::GiveUp(const Leaving& leaving) {
@@ -291,6 +324,7 @@ void PrefixCache::GiveUp(const Leaving& leaving) {
 }
 
 void PrefixCache::Enter(const Leaving& leaving) {
+  if (leaving.blocks.empty() && leaving.state.empty()) return;
   const int64_t block_size = ledger_->spec().block_size();
   const PrefixIndex::Tokens tokens = leaving.tokens;
   if (static_cast<int64_t>(tokens.size()) < leaving.num_tokens) {
@@ -325,10 +359,19 @@ void PrefixCache::Enter(const Leaving& leaving) {
 
 void PrefixCache::CommitSample(uint64_t sequence_id, int32_t num_restarts,
                                uint32_t token_id) {
-  for (Leaving& leaving : leaving_) {
-    if (leaving.sequence_id == sequence_id &&
-        leaving.num_restarts == num_restarts) {
-      leaving.tokens.push_back(token_id);
+  for (auto it = leaving_.begin(); it != leaving_.end();) {
+    if (it->sequence_id != sequence_id || it->num_restarts != num_restarts) {
+      ++it;
+    } else if (token_id == kNoTokenId) {
+      RemoveUnsound(it->placement, it->tokens);
+      GiveUp(*it);
+      it = leaving_.erase(it);
+    } else {
+      // No more than its state consumes: a copy knows all of its tokens.
+      if (static_cast<int64_t>(it->tokens.size()) < it->num_tokens) {
+        it->tokens.push_back(token_id);
+      }
+      ++it;
     }
   }
 }

@@ -15,6 +15,10 @@
 // its state then is that of the tokens which these steps consume, and is
 // published as theirs when the last of them has committed.
 //
+// Logits that are not finite numbers put what they were computed from under
+// suspicion, whoever computed it. With a sequence that ends so go the snapshots
+// of its tokens, and the blocks that no finite logits have followed.
+//
 // Live sequences always win: all that is kept and that none of them holds is
 // given up for their sake, least recently used first.
 //
@@ -67,13 +71,17 @@ class PrefixCache {
                   v1::StepPlan* plan);
   // Some of its positions have committed.
   void Publish(const Sequence& sequence);
+  // Logits of the last of them were finite numbers.
+  void Vouch(uint64_t sequence_id);
   // It ends, or starts over; `last_step_id` is the last step in flight. Its
   // cache goes back to the ledger, but for what is kept.
   void End(const Sequence& sequence, uint64_t last_step_id);
+  // It ends because its logits are not finite numbers.
+  void Reject(const Sequence& sequence);
 
   // ---- Steps.
 
-  // A step sampled a token of a sequence that had ended before.
+  // A step sampled a token, or kNoTokenId, of a sequence that had ended before.
   void CommitSample(uint64_t sequence_id, int32_t num_restarts,
                     uint32_t token_id);
   void CommitStep(uint64_t step_id);
@@ -105,7 +113,7 @@ class PrefixCache {
   };
   // What an ended sequence, or a copy, leaves when its step has committed.
   struct Leaving {
-    uint64_t sequence_id = 0;  // 0: a copy
+    uint64_t sequence_id = 0;
     int32_t num_restarts = 0;
     Placement placement;
     std::vector<uint32_t> tokens;
@@ -128,6 +136,8 @@ class PrefixCache {
                                 int64_t num_tokens) const;
   void Enter(const Leaving& leaving);
   void GiveUp(const Leaving& leaving);
+  // What begins with `tokens` leaves the index, but for sound blocks.
+  void RemoveUnsound(const Placement& placement, PrefixIndex::Tokens tokens);
   void Keep(const std::vector<uint32_t>& units);
   void Drop(const std::vector<uint32_t>& units);
   void LetGo(State* state);

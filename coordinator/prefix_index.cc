@@ -168,6 +168,7 @@ PrefixIndex::Id PrefixIndex::Insert(Id parent, Tokens block,
 std::vector<uint32_t> PrefixIndex::Replace(Id id, std::vector<uint32_t> units) {
   Node& node = nodes_.at(id);
   SY_CHECK(node.num_users == 0 && node.units.size() == units.size());
+  node.sound = false;
   return std::exchange(node.units, std::move(units));
 }
 
@@ -198,7 +199,15 @@ bool PrefixIndex::InsertSnapshot(Id id, Tokens tail,
 
 std::optional<std::vector<uint32_t>> PrefixIndex::Evict() {
   if (evictable_.empty()) return std::nullopt;
-  const Id id = std::get<2>(*evictable_.begin());
+  return Remove(std::get<2>(*evictable_.begin()));
+}
+
+bool PrefixIndex::MarkSound(Id id) {
+  const auto it = nodes_.find(id);
+  return it != nodes_.end() && !std::exchange(it->second.sound, true);
+}
+
+std::vector<uint32_t> PrefixIndex::Remove(Id id) {
   std::vector<uint32_t> units;
   if (const auto it = snapshots_.find(id); it != snapshots_.end()) {
     const Id node = it->second.node;

@@ -107,6 +107,15 @@ class PrefixIndex {
   // same tokens.
   bool InsertSnapshot(Id node, Tokens tail, std::vector<uint32_t> units);
 
+  // ---- Soundness: logits computed from a node's units were finite numbers.
+
+  // False if the node is gone, or known to be sound already.
+  bool MarkSound(Id node);
+  bool IsSound(Id node) const { return nodes_.at(node).sound; }
+  // Removes a node or snapshot and all that depends on it, in use or not;
+  // returns their units. REQUIRES: it is there.
+  std::vector<uint32_t> Remove(Id id);
+
   // ---- Eviction.
 
   // Removes the least recently used, and all that depends on it. Returns their
@@ -130,6 +139,7 @@ class PrefixIndex {
     std::vector<uint32_t> units;
     int32_t num_users = 0;
     bool claimed = false;
+    bool sound = false;
     uint64_t last_used = 0;
     absl::btree_set<Id> children;  // what is freed in which order is fixed
     std::map<std::vector<uint32_t>, Id> snapshots;  // by tail

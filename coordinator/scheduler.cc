@@ -325,8 +325,12 @@ void Scheduler::Preempt(Queue::iterator victim) {
   ++num_preemptions_;
 }
 
-void Scheduler::Forget(const Sequence& sequence) {
-  prefixes_.End(sequence, in_flight_.empty() ? 0 : in_flight_.back().step_id);
+void Scheduler::Forget(const Sequence& sequence, bool sound) {
+  if (sound) {
+    prefixes_.End(sequence, in_flight_.empty() ? 0 : in_flight_.back().step_id);
+  } else {
+    prefixes_.Reject(sequence);
+  }
   placement_ids_.Release(sequence.placement());
   to_forget_.push_back(sequence.id());
   admission_blocked_ = false;
@@ -381,11 +385,17 @@ absl::StatusOr<std::vector<Scheduler::Sampled>> Scheduler::Commit(
       continue;
     }
     const uint32_t token_id = result.tokens(token_index).token_id();
-    sequence.CommitSample(pending.num_positions, token_id);
-    prefixes_.Publish(sequence);
+    const bool sound = token_id != kNoTokenId;
+    if (sound) {
+      sequence.CommitSample(pending.num_positions, token_id);
+      prefixes_.Publish(sequence);
+      prefixes_.Vouch(sequence.id());
+    } else {
+      sequence.Finish(v1::FINISH_REASON_CANCELLED);
+    }
     sampled.push_back({sequence.id(), token_id, token_index, nullptr});
     if (sequence.state() == Sequence::State::kFinished) {
-      Forget(sequence);
+      Forget(sequence, sound);
       if (solo_ == sequence.id()) solo_.reset();
       sampled.back().finished = std::move(it->second);
       running_.erase(it);

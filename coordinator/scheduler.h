@@ -62,6 +62,8 @@ class Scheduler {
   // One sampled token of a live sequence.
   struct Sampled {
     uint64_t sequence_id = 0;
+    // kNoTokenId: its logits are not finite numbers. Then the sequence has
+    // ended, without this token, and nothing of it is reused.
     uint32_t token_id = 0;
     int result_index = 0;  // in StepResult.tokens: its log-probabilities
     // The sequence itself, if this was its last token; else null.
@@ -179,8 +181,8 @@ class Scheduler {
   // Moves a running sequence to the queue; its cache is free from here on.
   void Preempt(Queue::iterator victim);
   // A running sequence's cache is free from here on, and the workers' memory of
-  // it ends with the next plan.
-  void Forget(const Sequence& sequence);
+  // it ends with the next plan. `sound`: what it computed may be reused.
+  void Forget(const Sequence& sequence, bool sound = true);
 
   const SchedulerOptions options_;
   CacheLedger ledger_;

@@ -28,6 +28,10 @@
 
 namespace switchyard {
 
+// What a step reports in place of a sampled token if the logits are not finite
+// numbers (worker.proto). Never one of a sequence's tokens.
+inline constexpr uint32_t kNoTokenId = 0xffffffff;
+
 // What the engine asks of the scheduler for one request.
 struct SequenceRequest {
   std::vector<uint32_t> prompt_token_ids;  // at least one

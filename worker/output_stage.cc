@@ -434,6 +434,7 @@ void OutputStage::Report(const StepOutput& output,
   for (const StepOutput::Sample& sample : output.samples) {
     v1::SampledToken& token = *result.add_tokens();
     token.set_sequence_id(sample.sequence_id);
+    // kNoToken becomes the 0xffffffff of worker.proto.
     token.set_token_id(static_cast<uint32_t>(output.tokens[sample.logits_row]));
     if (!sample.num_logprobs.has_value()) continue;
     FillLogprobs(output.sample_logprobs, sample.logits_row,

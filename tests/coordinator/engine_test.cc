@@ -275,6 +275,53 @@ TEST_P(EngineTest, TheWholeCacheBoundsACompletion) {
                 "keeps less")));
 }
 
+TEST_P(EngineTest, LogitsThatAreNotFiniteEndTheirStreamAlone) {
+  Start();
+  const std::vector<uint32_t> prompt = {1, 2, 3};
+  const std::vector<uint32_t> whole =
+      Continuation(prompt, Placement::Main(model_.config), 40);
+  group_->Spoil(1, 10);  // the eighth token's
+  group_->Hold();
+  RecordingSink failed, neighbour;
+  Submit(MakeRequest(prompt, 40), &failed);
+  Submit(MakeRequest({7, 8}, 40), &neighbour);
+  group_->Release();
+  failed.WaitUntilOver();
+  neighbour.WaitUntilOver();
+  EXPECT_EQ(failed.error(),
+            absl::InternalError(
+                "the model's logits for token 9 of this request are not finite "
+                "numbers (placement attention,attention,attention): the "
+                "checkpoint's weights, or its dtype, are likely at fault"));
+  EXPECT_EQ(failed.tokens(),
+            std::vector<uint32_t>(whole.begin(), whole.begin() + 8));
+  EXPECT_TRUE(neighbour.error().ok()) << neighbour.error();
+  EXPECT_EQ(neighbour.tokens(),
+            Continuation({7, 8}, Placement::Main(model_.config), 40));
+  EXPECT_EQ(IdleLoad().num_generated_tokens(), 48u);
+  ExpectNothingHeld();
+
+  // At once, and by means of the request perhaps.
+  group_->Spoil(3, 0);
+  RecordingSink suspect, again;
+  v1::GenerateRequest request = MakeRequest(prompt, 40);
+  request.mutable_sampling()->set_min_tokens(2);
+  Submit(request, &suspect);
+  suspect.WaitUntilOver();
+  EXPECT_TRUE(suspect.tokens().empty());
+  EXPECT_NE(suspect.error().message().find(
+                "for token 1 of this request are not finite numbers"),
+            absl::string_view::npos);
+  EXPECT_NE(suspect.error().message().find("min_tokens"),
+            absl::string_view::npos);
+
+  Submit(MakeRequest(prompt, 40), &again);
+  again.WaitUntilOver();
+  EXPECT_EQ(again.tokens(), whole);
+  ExpectNothingHeld();
+  EXPECT_TRUE(lost().empty());
+}
+
 TEST_P(EngineTest, ALostGroupEndsEveryStreamAtOnce) {
   Start();
   group_->Hold();

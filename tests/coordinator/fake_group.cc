@@ -47,6 +47,11 @@ void FakeGroup::RefusePrepare(const absl::Status& why) {
   refusal_ = why;
 }
 
+void FakeGroup::Spoil(uint64_t sequence_id, int64_t position) {
+  absl::MutexLock lock(&mutex_);
+  worker_.Spoil(sequence_id, position);
+}
+
 std::vector<std::string> FakeGroup::complaints() const {
   absl::MutexLock lock(&mutex_);
   return worker_.complaints();

@@ -38,6 +38,8 @@ class FakeGroup : public StepRunner {
   void Release();
   void Lose(const absl::Status& why);
   void RefusePrepare(const absl::Status& why);
+  // See StrictWorker; sequences are numbered from 1 as they are submitted.
+  void Spoil(uint64_t sequence_id, int64_t position);
 
   // ---- What happened.
   std::vector<std::string> complaints() const;

@@ -263,10 +263,147 @@ TEST_F(PrefixCacheTest, PromptLogprobsComputeThePrompt) {
   EXPECT_EQ(num_cached_.at(id), 0);
 }
 
+// Whatever it had published of its prompt, chunk by chunk, before its first
+// logits.
+TEST_F(PrefixCacheTest, NothingStaysOfAPromptWhoseLogitsAreNotFinite) {
+  for (int32_t mixer = 0; mixer < kNumSupernetMixers; ++mixer) {
+    for (const size_t num_in_flight : {1, 2}) {
+      for (const int64_t position : {0, 13, 21}) {
+        Make(1 << 20, /*max_num_batched_tokens=*/8);
+        const Placement placement = MakePlacement(config_, {kAttention, mixer});
+        const uint64_t id = Add(Tokens(22), placement);
+        worker_->Spoil(id, position);
+        const uint64_t neighbour = Add(Tokens(9, 5), placement, 30);
+        for (int step = 0; step < 3; ++step) {
+          ASSERT_TRUE(Step());
+          while (results_.size() >= num_in_flight && step < 2) Commit();
+        }
+        std::vector<Scheduler::Sampled> sampled;
+        while (!results_.empty()) {
+          for (Scheduler::Sampled& token : Commit()) {
+            if (token.sequence_id == id) sampled.push_back(std::move(token));
+          }
+        }
+        ASSERT_EQ(sampled.size(), 1u);
+        EXPECT_EQ(sampled[0].token_id, kNoTokenId);
+        ASSERT_NE(sampled[0].finished, nullptr);
+        EXPECT_EQ(sampled[0].finished->num_generated(), 0);
+        EXPECT_EQ(scheduler_->Find(id), nullptr);
+        EXPECT_NE(scheduler_->Find(neighbour), nullptr);
+        Run(num_in_flight);
+        EXPECT_EQ(worker_->num_spoilt_kept(), 0u);
+        EXPECT_EQ(CachedOf(Tokens(22), placement), 0);
+      }
+    }
+  }
+}
+
+// What good tokens have followed is as good as it was; the block that the last
+// step filled is not, nor the state that it left.
+TEST_F(PrefixCacheTest, OfAnAnswerThatTurnsBadTheGoodBlocksStay) {
+  for (const size_t num_in_flight : {1, 2}) {
+    for (const bool recurrent : {false, true}) {
+      Make();
+      const Placement placement =
+          MakePlacement(config_, {kAttention, recurrent ? kGdn : kAttention});
+      const uint64_t id = Add(Tokens(11), placement, 30);
+      worker_->Spoil(id, 15);
+      std::vector<uint32_t> turn = Run(num_in_flight);
+      ASSERT_EQ(turn.size(), 16u);
+      EXPECT_EQ(worker_->num_spoilt_kept(), 0u);
+      turn.push_back(1);
+      EXPECT_EQ(CachedOf(turn, placement), recurrent ? 0 : 12);
+    }
+  }
+}
+
+// A prompt that was given up before it had logits leaves its blocks unproven:
+// they go with the first that fails on them. Those of a prompt that had an
+// answer stay.
+TEST_F(PrefixCacheTest, WhatAFailureBeganWithStaysIfItWasProven) {
+  for (const bool proven : {false, true}) {
+    Make(1 << 20, /*max_num_batched_tokens=*/8);
+    const uint64_t first = Add(Tokens(22), All(kAttention));
+    ASSERT_TRUE(Step());
+    Commit();
+    if (!proven) {
+      ASSERT_TRUE(scheduler_->Finish(first, v1::FINISH_REASON_CANCELLED).ok());
+    }
+    Run();
+    std::vector<uint32_t> prompt = Tokens(8);
+    prompt.insert(prompt.end(), 5, 61);
+    const uint64_t second = Add(prompt, All(kAttention));
+    worker_->Spoil(second, 8);
+    Run();
+    EXPECT_EQ(num_cached_.at(second), 8);
+    EXPECT_EQ(worker_->num_spoilt_kept(), 0u);
+    prompt.back() = 62;
+    EXPECT_EQ(CachedOf(prompt, All(kAttention)), proven ? 8 : 0);
+  }
+}
+
+TEST_F(PrefixCacheTest, ASequenceThatEndedIsRejectedByItsLateResult) {
+  for (int32_t mixer = 0; mixer < kNumSupernetMixers; ++mixer) {
+    Make(1 << 20, /*max_num_batched_tokens=*/16);
+    const Placement placement = MakePlacement(config_, {kAttention, mixer});
+    const uint64_t id = Add(Tokens(22), placement);
+    worker_->Spoil(id, 3);
+    ASSERT_TRUE(Step());
+    Commit();
+    EXPECT_GT(worker_->num_spoilt_kept() + worker_->num_units(), 0u);
+    ASSERT_TRUE(Step());  // samples
+    ASSERT_TRUE(scheduler_->Finish(id, v1::FINISH_REASON_CANCELLED).ok());
+    EXPECT_TRUE(Commit().empty());
+    Run();
+    EXPECT_EQ(worker_->num_spoilt_kept(), 0u);
+    EXPECT_EQ(scheduler_->ledger().reusable_bytes(), 0);
+    EXPECT_EQ(CachedOf(Tokens(22), placement), 0);
+  }
+}
+
+// Who began with what was bad before anybody knew fails too, and leaves as
+// little.
+TEST_F(PrefixCacheTest, BadBlocksSpoilTheirReadersAndGoWithThem) {
+  Make(1 << 20, /*max_num_batched_tokens=*/16);
+  const uint64_t first = Add(Tokens(28), All(kAttention), 9);
+  worker_->Spoil(first, 5);
+  ASSERT_TRUE(Step());
+  Commit();
+  std::vector<uint32_t> prompt = Tokens(16);
+  prompt.insert(prompt.end(), 8, 61);
+  const uint64_t second = Add(prompt, All(kAttention), 9);
+  ASSERT_TRUE(Step());  // the end of the first's prompt
+  Commit();
+  EXPECT_EQ(num_cached_.at(second), 16);
+  EXPECT_EQ(scheduler_->Find(first), nullptr);
+  EXPECT_NE(scheduler_->Find(second), nullptr);
+  Run();
+  EXPECT_EQ(worker_->num_spoilt_kept(), 0u);
+  EXPECT_EQ(CachedOf(prompt, All(kAttention)), 0);
+}
+
+// A copy at a branch is no better than the logits of its step.
+TEST_F(PrefixCacheTest, ARejectedSequenceLeavesNoCopy) {
+  Make();
+  std::vector<int64_t> cached;
+  for (uint32_t user = 0; user < 4; ++user) {
+    std::vector<uint32_t> prompt = Tokens(22);
+    prompt.insert(prompt.end(), 9, 50 + user);
+    const uint64_t id = Add(prompt, All(kMamba));
+    if (user == 1) worker_->Spoil(id, 10);
+    Run();
+    EXPECT_EQ(worker_->num_spoilt_kept(), 0u);
+    cached.push_back(num_cached_.at(id));
+  }
+  EXPECT_THAT(cached, testing::ElementsAre(0, 0, 0, 20));
+}
+
 TEST_F(PrefixCacheTest, TurnedOffItKeepsNothing) {
   Make(1 << 20, 64, /*prefix_caching=*/false);
   EXPECT_EQ(CachedOf(Tokens(20), All(kAttention)), 0);
   EXPECT_EQ(CachedOf(Tokens(20), All(kAttention)), 0);
+  worker_->Spoil(Add(Tokens(20), All(kAttention)), 7);
+  Run();
   EXPECT_EQ(scheduler_->ledger().reusable_bytes(), 0);
   EXPECT_EQ(worker_->num_units(), 0u);
 }

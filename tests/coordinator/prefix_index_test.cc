@@ -148,6 +148,35 @@ TEST_F(PrefixIndexTest, NodesWithoutUnitsLastAsLongAsTheyServe) {
   EXPECT_EQ(index.num_nodes(), 0);
 }
 
+TEST_F(PrefixIndexTest, WhatIsRemovedTakesAllBelowAndMayBeInUse) {
+  PrefixIndex index(2);
+  const auto path = Insert(&index, a_, {1, 2, 3, 4, 5, 6}, &next_unit_);
+  ASSERT_TRUE(index.InsertSnapshot(path[2], Tokens{7}, {70}));
+  ASSERT_TRUE(index.InsertSnapshot(path[0], Tokens{3}, {71}));
+  index.Use(path[1]);
+  EXPECT_THAT(index.Remove(path[1]), UnorderedElementsAre(2, 3, 70));
+  index.Unuse(path[1]);
+  EXPECT_THAT(index.FindPath(a_, Tokens{1, 2, 3, 4}), ElementsAre(path[0]));
+  const Id snapshot = index.FindSnapshot(a_, {path[0]}, Tokens{1, 2, 3})->id;
+  EXPECT_THAT(index.Remove(snapshot), ElementsAre(71));
+  EXPECT_TRUE(index.CheckIntegrity().ok()) << index.CheckIntegrity();
+  EXPECT_THAT(index.Remove(path[0]), ElementsAre(1));
+  EXPECT_EQ(index.num_nodes(), 0);
+}
+
+TEST_F(PrefixIndexTest, UnitsAreSoundUntilTheyAreReplaced) {
+  PrefixIndex index(2);
+  const auto path = Insert(&index, a_, {1, 2}, &next_unit_);
+  EXPECT_FALSE(index.IsSound(path[0]));
+  EXPECT_TRUE(index.MarkSound(path[0]));
+  EXPECT_FALSE(index.MarkSound(path[0]));  // it was already
+  EXPECT_TRUE(index.IsSound(path[0]));
+  index.Replace(path[0], {70});
+  EXPECT_FALSE(index.IsSound(path[0]));
+  index.Remove(path[0]);
+  EXPECT_FALSE(index.MarkSound(path[0]));
+}
+
 // Random publishing, use and eviction against a list of what was published.
 TEST_F(PrefixIndexTest, AgreesWithANaiveModel) {
   for (const bool weak : {false, true}) {

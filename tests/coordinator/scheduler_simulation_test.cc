@@ -31,6 +31,7 @@ struct Load {
   double arena_factor = 2;
   double cancel_rate = 0;     // per step
   double recompute_rate = 0;  // per step
+  double spoil_rate = 0;      // of the sequences, from some position on
   bool prefix_caching = true;
   // Prompts that begin like another, or with another's prompt and answer; few
   // placements then.
@@ -122,6 +123,8 @@ class Simulation {
 
   const std::string& plans() const { return plans_; }
   int64_t num_preemptions() const { return scheduler_->num_preemptions(); }
+  int64_t num_rejected() const { return num_rejected_; }
+  size_t num_spoilt_kept() const { return worker_->num_spoilt_kept(); }
 
  private:
   struct Expected {
@@ -190,6 +193,10 @@ class Simulation {
     ASSERT_TRUE(id.ok()) << id.status();
     live_[*id] = {request.prompt_token_ids, request.placement,
                   request.prompt_token_ids.size(), request.sampling};
+    if (load_.spoil_rate > 0 && Chance(load_.spoil_rate)) {
+      worker_->Spoil(*id, random_() % (request.prompt_token_ids.size() +
+                                       request.sampling.max_tokens()));
+    }
   }
 
   uint64_t RandomLive() {
@@ -256,6 +263,14 @@ class Simulation {
     for (const Scheduler::Sampled& token : *sampled) {
       ASSERT_EQ(live_.count(token.sequence_id), 1u);
       Expected& expected = live_.at(token.sequence_id);
+      if (result.tokens(token.result_index).token_id() == kNoTokenId) {
+        ASSERT_EQ(token.token_id, kNoTokenId);
+        ASSERT_NE(token.finished, nullptr);
+        EXPECT_EQ(token.finished->token_ids(), expected.tokens);
+        live_.erase(token.sequence_id);
+        ++num_rejected_;
+        continue;
+      }
       ASSERT_EQ(
           token.token_id,
           StrictWorker::Next(expected.tokens, expected.placement, kVocabSize));
@@ -297,6 +312,7 @@ class Simulation {
   std::deque<v1::StepResult> results_;
   std::map<uint64_t, Expected> live_;
   std::string plans_;
+  int64_t num_rejected_ = 0;
 };
 
 class SchedulerSimulationTest : public testing::TestWithParam<int> {
@@ -312,11 +328,15 @@ class SchedulerSimulationTest : public testing::TestWithParam<int> {
       simulation.Run();
       num_preemptions += simulation.num_preemptions();
       num_hit_tokens_ += simulation.num_hit_tokens();
+      num_rejected_ += simulation.num_rejected();
+      num_spoilt_kept_ += simulation.num_spoilt_kept();
       if (HasFailure()) break;
     }
     return num_preemptions;
   }
   int64_t num_hit_tokens_ = 0;
+  int64_t num_rejected_ = 0;
+  size_t num_spoilt_kept_ = 0;
 };
 
 TEST_P(SchedulerSimulationTest, AmpleCache) {
@@ -397,6 +417,33 @@ TEST_P(SchedulerSimulationTest, SharedPrefixesInACacheOfOneSequence) {
   load.shared_rate = 0.7;
   load.max_num_seqs = 16;
   EXPECT_GT(RunSeeds(load, 25), 0);
+}
+
+// Whoever was cut off before its logits told what it is may leave anything;
+// here nobody is.
+TEST_P(SchedulerSimulationTest, NothingSpoiltIsKept) {
+  Load load;
+  load.arena_factor = 50;
+  load.shared_rate = 0.7;
+  load.spoil_rate = 0.3;
+  EXPECT_EQ(RunSeeds(load, 40), 0);
+  EXPECT_GT(num_hit_tokens_, 1000);
+  EXPECT_GT(num_rejected_, 100);
+  EXPECT_EQ(num_spoilt_kept_, 0u);
+}
+
+TEST_P(SchedulerSimulationTest, SpoiltSequencesInATightCache) {
+  Load load;
+  load.num_sequences = 80;
+  load.arena_factor = 1.3;
+  load.shared_rate = 0.7;
+  load.max_num_seqs = 16;
+  load.max_num_batched_tokens = 80;
+  load.cancel_rate = 0.05;
+  load.recompute_rate = 0.05;
+  load.spoil_rate = 0.2;
+  EXPECT_GT(RunSeeds(load, 40), 0);
+  EXPECT_GT(num_rejected_, 100);
 }
 
 TEST_P(SchedulerSimulationTest, NothingIsKeptWithoutReuse) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "coordinator/sequence.h"
 
 namespace switchyard {
 namespace {
@@ -39,6 +40,12 @@ std::vector<uint64_t> StrictWorker::sequence_ids() const {
   std::vector<uint64_t> ids;
   for (const auto& [id, state] : states_) ids.push_back(id);
   return ids;
+}
+
+size_t StrictWorker::num_spoilt_kept() const {
+  size_t num = 0;
+  for (const auto& [id, unit] : units_) num += unit.kept && unit.spoilt;
+  return num;
 }
 
 void StrictWorker::Complain(uint64_t id, const std::string& what) {
@@ -99,7 +106,9 @@ v1::StepResult StrictWorker::Execute(const v1::StepPlan& plan) {
     State& state = it->second;
     v1::SampledToken* token = result.add_tokens();
     token->set_sequence_id(it->first);
-    token->set_token_id(Next(state.tokens, state.placement, vocab_size_));
+    token->set_token_id(state.spoilt
+                            ? kNoTokenId
+                            : Next(state.tokens, state.placement, vocab_size_));
     state.tokens.push_back(token->token_id());
   }
   return result;
@@ -150,7 +159,8 @@ void StrictWorker::Copy(const v1::CacheCopy& copy) {
   }
   if (copy.keep()) {
     Add(0, copy.to_id(),
-        {from->second.num_bytes, from->second.content, 0, true});
+        {from->second.num_bytes, from->second.content, 0, true,
+         from->second.spoilt});
     return;
   }
   const auto to = units_.find(copy.to_id());
@@ -161,6 +171,7 @@ void StrictWorker::Copy(const v1::CacheCopy& copy) {
     return;
   }
   to->second.content = from->second.content;
+  to->second.spoilt = from->second.spoilt;
 }
 
 bool StrictWorker::Add(uint64_t id, uint32_t cache_id, Unit unit) {
@@ -261,6 +272,10 @@ void StrictWorker::Run(uint64_t id, State* state,
     digests.push_back(digest = Absorb(digest, token));
   }
 
+  if (const auto from = spoilt_from_.find(id); from != spoilt_from_.end()) {
+    state->spoilt = state->spoilt || end > from->second;
+  }
+
   const int64_t block_size = spec_.block_size();
   for (int32_t layer = 0; layer < spec_.num_layers(); ++layer) {
     const int32_t mixer_index = state->placement[layer];
@@ -273,11 +288,13 @@ void StrictWorker::Run(uint64_t id, State* state,
       return;
     }
     if (mixer.kind == CacheKind::kSlot) {
-      uint64_t& content = units_.at(table[0]).content[0];
+      Unit& unit = units_.at(table[0]);
+      uint64_t& content = unit.content[0];
       if (content != (start == 0 ? kEmpty : digests[start - 1])) {
         Complain(id, absl::StrCat("stale slot in layer ", layer));
       }
       content = digests[end - 1];
+      unit.spoilt = state->spoilt = state->spoilt || unit.spoilt;
       continue;
     }
     const auto unit_of = [&](int64_t position) -> Unit& {
@@ -291,6 +308,7 @@ void StrictWorker::Run(uint64_t id, State* state,
     const int64_t first_visible =
         mixer.window > 0 ? std::max<int64_t>(0, start - mixer.window + 1) : 0;
     for (int64_t p = first_visible; p < start; ++p) {
+      state->spoilt = state->spoilt || unit_of(p).spoilt;
       if (entry(p) == digests[p]) continue;
       Complain(id, absl::StrCat("stale block in layer ", layer));
       break;
@@ -300,6 +318,7 @@ void StrictWorker::Run(uint64_t id, State* state,
         Complain(id, absl::StrCat("writes to a kept block in layer ", layer));
       }
       entry(p) = digests[p];
+      unit_of(p).spoilt = unit_of(p).spoilt || state->spoilt;
     }
   }
   state->num_cached = end;

@@ -34,6 +34,15 @@ class StrictWorker {
 
   v1::StepResult Execute(const v1::StepPlan& plan);
 
+  // What the sequence computes of its positions from `position` on is spoilt:
+  // not finite numbers. So is what anybody computes from that; who has such
+  // logits samples no token.
+  void Spoil(uint64_t sequence_id, int64_t position) {
+    spoilt_from_[sequence_id] = position;
+  }
+  // Spoilt units that are kept, for others to begin with.
+  size_t num_spoilt_kept() const;
+
   // What was wrong with the plans so far; empty: nothing.
   const std::vector<std::string>& complaints() const { return complaints_; }
   // Units of its cache, held or kept.
@@ -50,6 +59,7 @@ class StrictWorker {
     std::vector<uint32_t> tokens;
     int64_t num_cached = 0;
     std::vector<Layer> layers;
+    bool spoilt = false;
   };
   // What a unit holds: per position of a block, or of a slot in entry 0, a
   // digest of the tokens up to there.
@@ -58,6 +68,7 @@ class StrictWorker {
     std::vector<uint64_t> content;
     int num_holders = 0;
     bool kept = false;
+    bool spoilt = false;
   };
 
   void Keep(uint32_t unit);
@@ -79,6 +90,7 @@ class StrictWorker {
   std::map<uint32_t, Placement> placements_;
   std::map<uint64_t, State> states_;
   std::map<uint32_t, Unit> units_;  // held, by cache id
+  std::map<uint64_t, int64_t> spoilt_from_;
   std::vector<std::string> complaints_;
 };
 
