@@ -17,8 +17,8 @@ struct EmbeddingArgs {
 };
 
 // out[i] = table[token_ids[i] - vocab_begin], or 0: the sum over ranks is the
-// embedding. Of an id that no rank has (kNoToken in sampling.h, which a step may
-// find in place of a token) it is zero.
+// embedding. Of an id that no rank has (kNoToken in sampling.h, which a step
+// may find in place of a token) it is zero.
 absl::Status Embedding(const OpContext& context, const EmbeddingArgs& args);
 
 }  // namespace switchyard

@@ -79,8 +79,7 @@ absl::Status LogprobsCpu(const OpContext& context, const LogprobsArgs& args) {
     const double log_sum = LogSumExp(logits, vocab);
     const int32_t target = args.targets[row];
     args.target_logprobs[row] =
-        target == kNoToken ? NAN
-                           : static_cast<float>(logits[target] - log_sum);
+        target == kNoToken ? NAN : static_cast<float>(logits[target] - log_sum);
     if (args.num_top == 0) return;
     int32_t* ids = args.top_ids + row * args.num_top;
     float* logprobs = args.top_logprobs + row * args.num_top;

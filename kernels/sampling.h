@@ -51,9 +51,9 @@ struct SamplingArgs {
 // Per row:
 //   1. l += bias; repetition penalty r on tokens of prompt or output (l > 0 ? l
 //      / r : l * r); l -= frequency * count + presence * (count > 0) (generated
-//      tokens only). NaN counts as -infinity. If the largest l is infinite then,
-//      either way, no draw means anything: the token is kNoToken, and nothing
-//      is counted.
+//      tokens only). NaN counts as -infinity. If the largest l is infinite
+//      then, either way, no draw means anything: the token is kNoToken, and
+//      nothing is counted.
 //   2. Greedy (temperature 0): the largest l.
 //   3. l = (l - max l) / temperature, then keep the top_k largest; of those the
 //      smallest set of largest ones whose probability, renormalised over the

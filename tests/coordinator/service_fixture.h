@@ -22,9 +22,7 @@ class ServiceFixture : public ::testing::Test {
  protected:
   static constexpr int kNumLayers = 3;
 
-  ServiceFixture() {
-    model_ = MakeMadeUpModel(kNumLayers, 8192);
-  }
+  ServiceFixture() { model_ = MakeMadeUpModel(kNumLayers, 8192); }
 
   ~ServiceFixture() override {
     if (server_ == nullptr) return;

@@ -93,7 +93,7 @@ TEST(TokenizerPatternTest, RefusesWhatItCannotTranslate) {
   for (const char* regex :
        {"[a[b]]",  "[[:alpha:]]", "[a&&b]",  "a{2}+", "a{1,2}+", "a{2}?",
         "\\R",     "\\X",         "\\K",     "\\G",   "\\N",     "\\k<a>",
-        "\\xE9",   "\\uDxyz",        "[\\W]",   "[\\H]", "\\pL",    "(?m:.)",
+        "\\xE9",   "\\uDxyz",     "[\\W]",   "[\\H]", "\\pL",    "(?m:.)",
         "(?<a>b)", "a(?i)b",      "(*FAIL)", "(?~a)", "\\C"}) {
     const auto pattern = TokenizerPattern::FromRegex(regex);
     EXPECT_EQ(pattern.status().code(), absl::StatusCode::kUnimplemented)

@@ -2,8 +2,8 @@
 
 #include <cmath>
 
-#include "tests/kernels/device_fixture.h"
 #include "tests/bench/kernels/reference_activation.h"
+#include "tests/kernels/device_fixture.h"
 
 namespace switchyard {
 namespace {

@@ -119,8 +119,8 @@ TEST_P(LogitsTest, ARowWithoutATokenIsNoError) {
     EXPECT_LT(id, 3);
   }
   for (int row : {0, 1, 2, 4}) EXPECT_TRUE(std::isnan(result.targets[row]));
-  EXPECT_NEAR(result.targets[3],
-              -std::log(1 + std::exp(-1.0) + std::exp(-2.0)), 1e-6);
+  EXPECT_NEAR(result.targets[3], -std::log(1 + std::exp(-1.0) + std::exp(-2.0)),
+              1e-6);
   EXPECT_EQ(result.top_ids[6], 2);
   EXPECT_EQ(result.top_ids[7], 1);
 }

@@ -28,9 +28,8 @@ TEST(ReadTokensTest, OneALineWithoutCommentsAndBlanks) {
 }
 
 TEST(ReadTokensTest, ErrorsNameTheFileAndNothingInIt) {
-  for (const std::string& path :
-       {Write("none", "# secret-in-a-comment\n"),
-        std::string("/no/such/file")}) {
+  for (const std::string& path : {Write("none", "# secret-in-a-comment\n"),
+                                  std::string("/no/such/file")}) {
     const absl::Status status = ReadTokens(path).status();
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
     EXPECT_TRUE(absl::StrContains(status.message(), path)) << status;
