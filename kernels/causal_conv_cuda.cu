@@ -23,17 +23,6 @@ struct ConvParams {
   bool silu;
 };
 
-__device__ __forceinline__ float* StateOf(const ConvParams& p, int32_t seq) {
-  return reinterpret_cast<float*>(p.state.arena +
-                                  int64_t{p.state.ids[seq]} * kCacheUnitBytes +
-                                  p.state.offset);
-}
-
-// Silu without the division's slow path, which an input far below 0 would take.
-__device__ __forceinline__ float FastSilu(float x) {
-  return __fdividef(x, 1.0f + __expf(-x));
-}
-
 // N consecutive floats of Width channels, in the widest accesses: 16 bytes
 // where Width is 4.
 template <int Width, int N>
@@ -124,7 +113,7 @@ __global__ void __launch_bounds__(kThreads)
       (int64_t{blockIdx.y} * kThreads + threadIdx.x) * Width;
   const bool inside = channel < p.end_channel;
   const int32_t seq = blockIdx.x;
-  float* state = StateOf(p, seq);
+  float* state = StateOf(p.state, seq);
   Taps<K, Width> taps;
   if (inside) {
     LoadState<K>(state, channel, taps.past);
@@ -155,7 +144,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t channels = p.end_channel - p.first_channel;
   float past[K - 1][Width];
   if (tile.index == 0) {
-    LoadState<K>(StateOf(p, tile.seq), channel, past);
+    LoadState<K>(StateOf(p.state, tile.seq), channel, past);
   } else {
 #pragma unroll
     for (int j = 0; j < K - 1; ++j)
@@ -211,7 +200,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   if (tile.row + tile.rows == p.token_offsets[tile.seq + 1])
-    taps.StoreState(StateOf(p, tile.seq), channel);
+    taps.StoreState(StateOf(p.state, tile.seq), channel);
 }
 
 template <typename T, int K, int Width>

@@ -35,6 +35,7 @@
 #include "kernels/op_context.h"
 #include "kernels/status.h"
 #include "kernels/tensor.h"
+#include "kernels/varlen.h"
 
 namespace switchyard::cuda {
 
@@ -102,6 +103,12 @@ __device__ __forceinline__ T* RowOf(const MatrixView& view, int64_t row) {
   return static_cast<T*>(view.data) + row * view.row_stride;
 }
 
+// The fp32 state that a sequence has in a table.
+__device__ __forceinline__ float* StateOf(const SlotTable& table, int32_t seq) {
+  return reinterpret_cast<float*>(
+      table.arena + int64_t{table.ids[seq]} * kCacheUnitBytes + table.offset);
+}
+
 // ---- Arithmetic ----
 
 // exp(x) = exp2(x * kLog2e), which is one instruction.
@@ -113,13 +120,19 @@ __device__ __forceinline__ float Sigmoid(float x) {
 __device__ __forceinline__ float Silu(float x) {
   return x / (1.0f + __expf(-x));
 }
+// Without the division's slow path, which an input far below 0 would take.
+__device__ __forceinline__ float FastSilu(float x) {
+  return __fdividef(x, 1.0f + __expf(-x));
+}
 __device__ __forceinline__ float Softplus(float x) {
   return x > 20.0f ? x : log1pf(__expf(x));
 }
 
+// The sum over groups of `Lanes` adjacent lanes, in all of them.
+template <int Lanes = kWarpSize>
 __device__ __forceinline__ float WarpSum(float x) {
 #pragma unroll
-  for (int delta = 16; delta > 0; delta /= 2)
+  for (int delta = Lanes / 2; delta > 0; delta /= 2)
     x += __shfl_xor_sync(kFullWarp, x, delta);
   return x;
 }

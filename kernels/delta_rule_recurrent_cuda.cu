@@ -158,11 +158,8 @@ __global__ void __launch_bounds__(kThreads)
                   : 0.0f;
   }
 
-  float* state =
-      reinterpret_cast<float*>(p.state.arena +
-                               int64_t{p.state.ids[seq]} * kCacheUnitBytes +
-                               p.state.offset) +
-      (int64_t{head} * p.key_dim + first_row) * p.value_dim + column;
+  float* state = StateOf(p.state, seq) +
+                 (int64_t{head} * p.key_dim + first_row) * p.value_dim + column;
   float s[kRows][4];
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {

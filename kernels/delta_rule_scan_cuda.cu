@@ -299,11 +299,8 @@ __global__ void __launch_bounds__((2 * Pairs + 1) * kWarpSize, 1)
   }
 
   const int row = lane / 4, pair = lane % 4 * 2;
-  float* state =
-      reinterpret_cast<float*>(p.state.arena +
-                               int64_t{p.state.ids[seq]} * kCacheUnitBytes +
-                               p.state.offset) +
-      int64_t{head} * kDim * kDim + pair * kDim + column + row;
+  float* state = StateOf(p.state, seq) + int64_t{head} * kDim * kDim +
+                 pair * kDim + column + row;
   float s[2 * kDimBlocks][4];
 #pragma unroll
   for (int i = 0; i < 2 * kDimBlocks; ++i) {

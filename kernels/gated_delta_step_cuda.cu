@@ -52,11 +52,6 @@ struct StepParams {
   const bf16* gate_weight;
 };
 
-__device__ __forceinline__ float* StateOf(const SlotTable& table, int32_t seq) {
-  return reinterpret_cast<float*>(
-      table.arena + int64_t{table.ids[seq]} * kCacheUnitBytes + table.offset);
-}
-
 // One channel of the convolution.
 struct Channel {
   float weight[kTaps], bias;
@@ -80,7 +75,7 @@ struct Channel {
 #pragma unroll
     for (int j = 0; j + 1 < kTaps - 1; ++j) state[j] = past[j + 1];
     state[kTaps - 2] = x;
-    return silu ? __fdividef(y, 1.0f + __expf(-y)) : y;
+    return silu ? FastSilu(y) : y;
   }
 };
 
@@ -109,15 +104,6 @@ struct DotShare {
     return sum;
   }
 };
-
-// The sum over groups of `Lanes` adjacent lanes, in all of them.
-template <int Lanes>
-__device__ __forceinline__ float GroupSum(float x) {
-#pragma unroll
-  for (int delta = Lanes / 2; delta > 0; delta /= 2)
-    x += __shfl_xor_sync(kFullWarp, x, delta);
-  return x;
-}
 
 // Of a block that has kDim / Slices columns of a head. Warp w holds rows
 // [16 w, 16 w + 16) of the state, its lane group `lane / kLanes` a contiguous
@@ -216,9 +202,9 @@ __global__ void __launch_bounds__(kThreads)
   }
   if constexpr (kProject) {
     const int first = thread % kDotThreads * kDotColumns;
-    const float alpha = GroupSum<kDotThreads>(
+    const float alpha = WarpSum<kDotThreads>(
         decay_share.Times(RowOf<bf16>(p.decay_x, seq) + first));
-    const float gate = GroupSum<kDotThreads>(
+    const float gate = WarpSum<kDotThreads>(
         gate_share.Times(RowOf<bf16>(p.gate_x, seq) + first));
     const int at = thread / kDotThreads;
     // Its threads hand the decay to one block each.
@@ -311,7 +297,7 @@ __global__ void __launch_bounds__(kThreads)
     out[j] = sum_q[j] + dot * u[j];
     square += out[j] * out[j];
   }
-  square = GroupSum<kLanes>(square);
+  square = WarpSum<kLanes>(square);
   if constexpr (Slices > 1) {
     if (thread < Slices) StoreShared(&squares[slice], thread, square);
     ArriveCluster();

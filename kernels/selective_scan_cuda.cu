@@ -66,10 +66,7 @@ __global__ void __launch_bounds__(kThreads)
   GridWait();
   const int32_t seq = blockIdx.x;
   float* state =
-      reinterpret_cast<float*>(p.state.arena +
-                               int64_t{p.state.ids[seq]} * kCacheUnitBytes +
-                               p.state.offset) +
-      int64_t{channel} * p.state_size + first;
+      StateOf(p.state, seq) + int64_t{channel} * p.state_size + first;
 #pragma unroll
   for (int i = 0; i < kStates; ++i)
     s[i] = first + i < p.state_size ? state[i] : 0.0f;
