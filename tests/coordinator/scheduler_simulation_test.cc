@@ -315,6 +315,18 @@ class Simulation {
   int64_t num_rejected_ = 0;
 };
 
+Load SharedPrefixesInATightCache() {
+  Load load;
+  load.num_sequences = 80;
+  load.arena_factor = 1.3;
+  load.shared_rate = 0.7;
+  load.max_num_seqs = 16;
+  load.max_num_batched_tokens = 80;
+  load.cancel_rate = 0.05;
+  load.recompute_rate = 0.05;
+  return load;
+}
+
 class SchedulerSimulationTest : public testing::TestWithParam<int> {
  protected:
   // Runs `load` under many seeds; the preemptions of all.
@@ -399,15 +411,7 @@ TEST_P(SchedulerSimulationTest, SharedPrefixes) {
 }
 
 TEST_P(SchedulerSimulationTest, SharedPrefixesInATightCache) {
-  Load load;
-  load.num_sequences = 80;
-  load.arena_factor = 1.3;
-  load.shared_rate = 0.7;
-  load.max_num_seqs = 16;
-  load.max_num_batched_tokens = 80;
-  load.cancel_rate = 0.05;
-  load.recompute_rate = 0.05;
-  EXPECT_GT(RunSeeds(load, 40), 0);
+  EXPECT_GT(RunSeeds(SharedPrefixesInATightCache(), 40), 0);
   EXPECT_GT(num_hit_tokens_, 1000);
 }
 
@@ -433,14 +437,7 @@ TEST_P(SchedulerSimulationTest, NothingSpoiltIsKept) {
 }
 
 TEST_P(SchedulerSimulationTest, SpoiltSequencesInATightCache) {
-  Load load;
-  load.num_sequences = 80;
-  load.arena_factor = 1.3;
-  load.shared_rate = 0.7;
-  load.max_num_seqs = 16;
-  load.max_num_batched_tokens = 80;
-  load.cancel_rate = 0.05;
-  load.recompute_rate = 0.05;
+  Load load = SharedPrefixesInATightCache();
   load.spoil_rate = 0.2;
   EXPECT_GT(RunSeeds(load, 40), 0);
   EXPECT_GT(num_rejected_, 100);
