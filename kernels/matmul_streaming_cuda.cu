@@ -18,9 +18,11 @@ namespace {
 
 using namespace switchyard::cuda;
 
-constexpr int kPanelColumns = 64;  // 128 bytes, one swizzle row
-constexpr int kStagePanels = 2;
-constexpr int kStageColumns = kStagePanels * kPanelColumns;
+constexpr int kPanelColumns = 64;  // one swizzle row
+constexpr int kPanelBytes = kPanelColumns * 2;
+// Of a stage of W, where the tile is low enough for more panels: a stage costs
+// the producer and the consumers the same whatever it has.
+constexpr int kMinStageBytes = 10 * 1024;
 constexpr int kMaxWarps = 8;  // each computes 8 rows of W
 constexpr int kMaxStages = 40;
 // Fills while the kernel waits for the one before it, so that the memory does
@@ -49,9 +51,9 @@ struct StreamingShape {
 
 // XRows (8 or 16): rows of x, padded. The maps have the dimensions (column of a
 // panel, row, panel), so that one copy brings a stage of W, another one of x.
-// Shared memory per stage: two panels of W [8 * num_warps, 64], then two of x
-// [XRows, 64], 128-byte swizzled: the 16-byte chunk j of row r lies at chunk j
-// ^ (r % 8).
+// Shared memory per stage: Panels (2 or 4) panels of W [8 * num_warps, 64],
+// then as many of x [XRows, 64], 128-byte swizzled: the 16-byte chunk j of row
+// r lies at chunk j ^ (r % 8). The bits of a result do not depend on Panels.
 //
 // Gated: W is gate rows, then as many up rows, and w_map has the dimensions
 // (column of a panel, half, row of the half, panel), so that gate and up rows
@@ -59,7 +61,7 @@ struct StreamingShape {
 // / 2].
 // They are rounded to bf16 like x before the activation: the bits of a product
 // stored and an activation after it.
-template <int XRows, bool Gated, typename O>
+template <int XRows, int Panels, bool Gated, typename O>
 __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
     StreamingKernel(const __grid_constant__ CUtensorMap w_map,
                     const __grid_constant__ CUtensorMap x_map,
@@ -72,7 +74,8 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
       kAlignment);
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int w_panel = shape.num_warps * 1024, x_panel = XRows * 128;  // bytes
-  const int stage_bytes = 2 * (w_panel + x_panel);
+  const int stage_bytes = Panels * (w_panel + x_panel);
+  constexpr int kStageColumns = Panels * kPanelColumns;
   const int num_chunks =
       (shape.in_features + kStageColumns - 1) / kStageColumns;
 
@@ -101,8 +104,8 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
   const uint32_t full_at = Opaque(SharedAddress(full));
   const uint64_t x_policy = EvictLastPolicy();
   const auto load_x = [&](int stage, int chunk, uint32_t barrier) {
-    const uint32_t to = stages + stage * stage_bytes + 2 * w_panel;
-    CopyBox(to, &x_map, 0, 0, chunk * kStagePanels, barrier, x_policy);
+    const uint32_t to = stages + stage * stage_bytes + Panels * w_panel;
+    CopyBox(to, &x_map, 0, 0, chunk * Panels, barrier, x_policy);
   };
 
   if (warp == shape.num_warps) {
@@ -124,7 +127,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
       const uint32_t to = stages + stage * stage_bytes;
       const int row = item * shape.num_warps * 8;
       ArriveExpect(barrier, bytes);
-      const int panel = chunk * kStagePanels;
+      const int panel = chunk * Panels;
       if constexpr (Gated) {
         CopyBox(to, &w_map, 0, 0, row / 2, panel, barrier, policy);
       } else {
@@ -140,7 +143,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
     };
     for (int i = 0; i < first; ++i) {
       if (i >= shape.early_pending) wait_for_oldest();
-      load_w(2 * w_panel);
+      load_w(Panels * w_panel);
       next();
     }
     GridWait();
@@ -163,7 +166,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
   GridWait();
   if (ElectThread()) {  // shared out, as each takes a while to ask for
     for (int i = warp; i < first; i += shape.num_warps) {
-      ArriveExpect(&first_x[i], 2 * x_panel);
+      ArriveExpect(&first_x[i], Panels * x_panel);
       load_x(i, i % num_chunks, SharedAddress(&first_x[i]));
     }
   }
@@ -184,16 +187,16 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
     for (int i = 0; i < XRows / 8; ++i) {
       // Eight rows: four steps of 8 columns. Sixteen: two of 16.
       x_at[half][i] =
-          2 * w_panel +
+          Panels * w_panel +
           (XRows == 8 ? at(matrix_row, matrix)
                       : at(matrix % 2 * 8 + matrix_row, i * 2 + matrix / 2));
     }
   }
   int stage = 0, phase = 0, first_left = first;
   for (int item = blockIdx.x; item < shape.num_items; item += gridDim.x) {
-    // A sum for every quarter of a stage: what the pipeline holds when x comes
-    // is to be done with faster than the memory brings more, and a product that
-    // waits for the one before it would not be.
+    // A sum for every quarter of two panels: what the pipeline holds when x
+    // comes is to be done with faster than the memory brings more, and a
+    // product that waits for the one before it would not be.
     float sums[4][4] = {};
     for (int chunk = 0; chunk < num_chunks; ++chunk) {
       WaitBarrier(&full[stage], phase);
@@ -203,10 +206,11 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
       }
       // All loads of a stage before its products, for which the next stage's
       // need not wait.
-      uint32_t w[4][4], x[4][XRows / 8][4];
+      constexpr int kParts = 2 * Panels;  // of 32 columns
+      uint32_t w[kParts][4], x[kParts][XRows / 8][4];
       uint32_t loaded = 0;  // bits of every fragment
 #pragma unroll
-      for (int part = 0; part < 4; ++part) {  // 32 columns
+      for (int part = 0; part < kParts; ++part) {
         const int panel = part / 2, half = part % 2;
         const uint32_t base = stage * stage_bytes;
         LoadMatrix4(w[part], w_at[half] + base + panel * w_panel);
@@ -221,18 +225,18 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
       // The address depends on the fragments: else the compiler frees the stage
       // while their loads are under way, and the copy engine overwrites it.
       if (lane == 0) Arrive(&empty[stage] + (loaded & shape.zero));
+        // Two panels after two, 16 columns of each part after 16, whatever
+        // Panels.
 #pragma unroll
-      for (int step = 0; step < 2; ++step) {  // 16 columns of each part
-#pragma unroll
-        for (int part = 0; part < 4; ++part) {
-          if constexpr (XRows == 8) {
-            Mma(sums[part], x[part][0][2 * step], 0, x[part][0][2 * step + 1],
-                0, w[part][2 * step], w[part][2 * step + 1]);
-          } else {
-            const auto& rows = x[part][step];
-            Mma(sums[part], rows[0], rows[1], rows[2], rows[3],
-                w[part][2 * step], w[part][2 * step + 1]);
-          }
+      for (int i = 0; i < 2 * kParts; ++i) {
+        const int part = i / 8 * 4 + i % 4, step = i / 4 % 2;
+        if constexpr (XRows == 8) {
+          Mma(sums[i % 4], x[part][0][2 * step], 0, x[part][0][2 * step + 1], 0,
+              w[part][2 * step], w[part][2 * step + 1]);
+        } else {
+          const auto& rows = x[part][step];
+          Mma(sums[i % 4], rows[0], rows[1], rows[2], rows[3],
+              w[part][2 * step], w[part][2 * step + 1]);
         }
       }
       if (++stage == shape.num_stages) {
@@ -272,15 +276,23 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * kWarpSize)
   }
 }
 
-// A bf16 matrix [rows, cols] read in boxes of [box_rows, kStageColumns].
-absl::Status EncodeMap(const void* data, int64_t rows, int64_t cols,
-                       int64_t row_stride, int box_rows, CUtensorMap* map) {
-  return EncodeSwizzledMap<3>(data, {kPanelColumns, rows, cols / kPanelColumns},
-                              {row_stride, kPanelColumns},
-                              {kPanelColumns, box_rows, kStagePanels}, map);
+// Of a stage of W in tiles of this height: two panels, or four where those are
+// less than kMinStageBytes.
+int StagePanels(int rows_per_tile) {
+  return 2 * rows_per_tile * kPanelBytes < kMinStageBytes ? 4 : 2;
 }
 
-template <int XRows, bool Gated>
+// A bf16 matrix [rows, cols] read in boxes of box_rows rows and `panels`
+// panels.
+absl::Status EncodeMap(const void* data, int64_t rows, int64_t cols,
+                       int64_t row_stride, int box_rows, int panels,
+                       CUtensorMap* map) {
+  return EncodeSwizzledMap<3>(data, {kPanelColumns, rows, cols / kPanelColumns},
+                              {row_stride, kPanelColumns},
+                              {kPanelColumns, box_rows, panels}, map);
+}
+
+template <int XRows, int Panels, bool Gated>
 absl::Status LaunchStreaming(const OpContext& context, const MatrixView& x,
                              const WeightMatrix& matrix, const float* bias,
                              ActivationKind activation, const MatrixView& out) {
@@ -288,14 +300,14 @@ absl::Status LaunchStreaming(const OpContext& context, const MatrixView& x,
   const int num_sms = AsCuda(context.device)->num_sms();
   CUtensorMap x_map;
   SY_RETURN_IF_ERROR(
-      EncodeMap(x.data, x.rows, x.cols, x.row_stride, XRows, &x_map));
+      EncodeMap(x.data, x.rows, x.cols, x.row_stride, XRows, Panels, &x_map));
   CUtensorMap w_map = weight.map;
   if constexpr (Gated) {
     const int64_t width = matrix.out_features() / 2, cols = x.cols;
     SY_RETURN_IF_ERROR(EncodeSwizzledMap<4>(
         weight.data.get(), {kPanelColumns, 2, width, cols / kPanelColumns},
         {width * cols, cols, kPanelColumns},
-        {kPanelColumns, 2, weight.rows_per_tile / 2, kStagePanels}, &w_map));
+        {kPanelColumns, 2, weight.rows_per_tile / 2, Panels}, &w_map));
   }
   StreamingShape shape;
   shape.zero = 0;
@@ -305,9 +317,10 @@ absl::Status LaunchStreaming(const OpContext& context, const MatrixView& x,
   shape.num_warps = weight.rows_per_tile / 8;
   shape.num_items =
       static_cast<int32_t>(CeilDiv(shape.out_features, weight.rows_per_tile));
-  const int stage_bytes = 2 * (shape.num_warps * 1024 + XRows * 128);
-  const int64_t stages_of_a_block = CeilDiv(shape.num_items, num_sms) *
-                                    CeilDiv(shape.in_features, kStageColumns);
+  const int stage_bytes = Panels * (weight.rows_per_tile + XRows) * kPanelBytes;
+  const int64_t stages_of_a_block =
+      CeilDiv(shape.num_items, num_sms) *
+      CeilDiv(shape.in_features, Panels * kPanelColumns);
   shape.num_stages = static_cast<int32_t>(std::min<int64_t>(
       {kMaxStages, kPipelineBytes / stage_bytes, stages_of_a_block}));
   shape.early_pending =
@@ -321,9 +334,23 @@ absl::Status LaunchStreaming(const OpContext& context, const MatrixView& x,
   return DispatchActivation(out.dtype, "Matmul", [&](auto tag) {
     using O = typename decltype(tag)::type;
     return Launch(context, Gated ? "GatedMatmul" : "Matmul (streaming)",
-                  StreamingKernel<XRows, Gated, O>, launch, w_map, x_map, shape,
-                  bias, static_cast<O*>(out.data), out.row_stride);
+                  StreamingKernel<XRows, Panels, Gated, O>, launch, w_map,
+                  x_map, shape, bias, static_cast<O*>(out.data),
+                  out.row_stride);
   });
+}
+
+template <bool Gated>
+absl::Status ChooseStreaming(const OpContext& context, const MatrixView& x,
+                             const WeightMatrix& matrix, const float* bias,
+                             ActivationKind activation, const MatrixView& out) {
+  const bool few = x.rows <= 8;
+  const auto launch =
+      StagePanels(AsCuda(matrix).rows_per_tile) == 2
+          ? few ? LaunchStreaming<8, 2, Gated> : LaunchStreaming<16, 2, Gated>
+      : few ? LaunchStreaming<8, 4, Gated>
+            : LaunchStreaming<16, 4, Gated>;
+  return launch(context, x, matrix, bias, activation, out);
 }
 
 }  // namespace
@@ -347,7 +374,8 @@ absl::Status PlanStreaming(int num_sms, int64_t out_features,
   }
   weight->rows_per_tile = warps * 8;
   return EncodeMap(weight->data.get(), out_features, in_features, in_features,
-                   weight->rows_per_tile, &weight->map);
+                   weight->rows_per_tile, StagePanels(weight->rows_per_tile),
+                   &weight->map);
 }
 
 bool CanStream(const MatrixView& x, const WeightMatrix& weight) {
@@ -356,17 +384,14 @@ bool CanStream(const MatrixView& x, const WeightMatrix& weight) {
 }
 
 absl::Status MatmulStreaming(const OpContext& context, const MatmulArgs& args) {
-  const auto launch =
-      args.x.rows <= 8 ? LaunchStreaming<8, false> : LaunchStreaming<16, false>;
-  return launch(context, args.x, *args.weight, args.bias,
-                ActivationKind::kIdentity, args.out);
+  return ChooseStreaming<false>(context, args.x, *args.weight, args.bias,
+                                ActivationKind::kIdentity, args.out);
 }
 
 absl::Status GatedMatmulStreaming(const OpContext& context,
                                   const GatedMatmulArgs& args) {
-  const auto launch =
-      args.x.rows <= 8 ? LaunchStreaming<8, true> : LaunchStreaming<16, true>;
-  return launch(context, args.x, *args.weight, args.bias, args.kind, args.out);
+  return ChooseStreaming<true>(context, args.x, *args.weight, args.bias,
+                               args.kind, args.out);
 }
 
 }  // namespace switchyard::internal
