@@ -1,5 +1,6 @@
 #include "kernels/backends.h"
 #include "kernels/cuda_common.h"
+#include "kernels/cuda_rms_norm.h"
 
 namespace switchyard::internal {
 namespace {
@@ -9,7 +10,7 @@ using namespace switchyard::cuda;
 // One block per output row; a thread keeps Chunks * Width columns in registers,
 // so that the residual is read once and written once.
 template <typename D, typename O, int Width, int Chunks>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(kMaxNormThreads)
     AddRmsNormKernel(float* residual, int64_t residual_stride, const D* delta,
                      int64_t delta_stride, const int32_t* rows,
                      const int32_t* delta_rows, const float* weight,
@@ -40,18 +41,15 @@ __global__ void __launch_bounds__(1024)
       for (int j = 0; j < Width; ++j) x[c][j] += added[j];
       Store<Width>(row + column, x[c]);
     }
-#pragma unroll
-    for (int j = 0; j < Width; ++j) sum += x[c][j] * x[c][j];
+    AddSquares(x[c], sum);
   }
-  const float norm = rsqrtf(BlockSum(sum, scratch) / hidden + epsilon);
+  const float norm = InverseRms(sum, hidden, epsilon, scratch);
 #pragma unroll
   for (int c = 0; c < Chunks; ++c) {
     const int32_t column = (c * blockDim.x + threadIdx.x) * Width;
     if (column >= hidden) continue;
     if (Chunks > 1) Load<Width>(weight + column, scale);
-#pragma unroll
-    for (int j = 0; j < Width; ++j) x[c][j] *= norm * scale[j];
-    Store<Width>(out + i * out_stride + column, x[c]);
+    StoreNormed(out + i * out_stride + column, x[c], norm, scale);
   }
 }
 
@@ -59,9 +57,7 @@ template <typename D, typename O, int Width, int Chunks>
 absl::Status LaunchAddRmsNorm(const OpContext& context,
                               const AddRmsNormArgs& args) {
   const int64_t hidden = args.residual.cols;
-  const int64_t per_chunk = CeilDiv(hidden, Width * Chunks);
-  const int threads =
-      static_cast<int>(CeilDiv(per_chunk, kWarpSize) * kWarpSize);
+  const int threads = NormThreads(hidden, Width * Chunks);
   return Launch(context, "AddRmsNorm", AddRmsNormKernel<D, O, Width, Chunks>,
                 {dim3(args.out.rows), dim3(threads)},
                 static_cast<float*>(args.residual.data),
@@ -76,13 +72,13 @@ template <typename D, typename O, int Width>
 absl::Status DispatchChunks(const OpContext& context,
                             const AddRmsNormArgs& args) {
   const int64_t hidden = args.residual.cols;
-  if (hidden <= 1024 * Width)
+  if (hidden <= kMaxNormThreads * Width)
     return LaunchAddRmsNorm<D, O, Width, 1>(context, args);
-  if (hidden <= 4 * 1024 * Width)
+  if (hidden <= 4 * kMaxNormThreads * Width)
     return LaunchAddRmsNorm<D, O, Width, 4>(context, args);
   return absl::UnimplementedError(absl::StrCat(
-      "AddRmsNorm: hidden size ", hidden, " on CUDA; up to ", 4 * 1024 * Width,
-      " columns of this alignment have a kernel"));
+      "AddRmsNorm: hidden size ", hidden, " on CUDA; up to ",
+      4 * kMaxNormThreads * Width, " columns of this alignment have a kernel"));
 }
 
 // One warp per token and head; a lane keeps Chunks * Width columns.
@@ -160,7 +156,7 @@ absl::Status AddRmsNormCuda(const OpContext& context,
       const bool aligned =
           args.residual.cols % 8 == 0 && AlignedTo(args.residual, 16) &&
           AlignedTo(args.out, 16) && (!has_delta || AlignedTo(args.delta, 16));
-      return DispatchWidth<8>(aligned, [&](auto width) {
+      return DispatchWidth<kNormWidth>(aligned, [&](auto width) {
         return DispatchChunks<D, O, decltype(width)::value>(context, args);
       });
     });

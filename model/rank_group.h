@@ -5,6 +5,8 @@
 #define SWITCHYARD_MODEL_RANK_GROUP_H_
 
 #include "absl/status/status.h"
+#include "kernels/op_context.h"
+#include "kernels/rms_norm.h"
 #include "kernels/tensor.h"
 
 namespace switchyard {
@@ -18,6 +20,14 @@ class RankGroup {
 
   // x <- the sum over ranks of x. Contiguous, fp32 or bf16, on the device.
   virtual absl::Status AllReduceSum(const MatrixView& x) = 0;
+
+  // AddRmsNorm(args) of the sum over ranks of args.delta, where there is a
+  // delta. Leaves the delta undefined. The same bits as AllReduceSum and
+  // AddRmsNorm one after the other, which is what this does; a group with one
+  // operation for both overrides it. REQUIRES: as AllReduceSum and AddRmsNorm,
+  // and the ranks' row maps are alike.
+  virtual absl::Status AllReduceAddRmsNorm(const OpContext& context,
+                                           const AddRmsNormArgs& args);
 
   // all [world_size, rows, cols] <- every rank's `shard` [rows, cols], a
   // contiguous fp32 matrix on the device.

@@ -102,24 +102,24 @@ absl::StatusOr<HiddenState> Transformer::Forward(
     const Layer& layer = layers_[i];
     const Grouping& grouping = batch.groupings[batch.layers[i].grouping];
 
-    // From batch order to the order of the layer's segments...
+    // From batch order to the order of the layer's segments, with what the MLP
+    // before has left to be summed...
     norm.delta = i == 0 ? MatrixView() : hidden.delta;
     norm.rows = grouping.rows;
     norm.delta_rows = grouping.rows;
     norm.weight = layer.input_norm.data();
-    SY_RETURN_IF_ERROR(AddRmsNorm(context, norm));
+    SY_RETURN_IF_ERROR(group.AllReduceAddRmsNorm(context, norm));
     SY_RETURN_IF_ERROR(RunMixers(context, batch, i, x, hidden.delta));
-    SY_RETURN_IF_ERROR(group.AllReduceSum(hidden.delta));
 
     // ... and back.
     norm.delta = hidden.delta;
     norm.rows = nullptr;
     norm.delta_rows = grouping.inverse;
     norm.weight = layer.post_attention_norm.data();
-    SY_RETURN_IF_ERROR(AddRmsNorm(context, norm));
+    SY_RETURN_IF_ERROR(group.AllReduceAddRmsNorm(context, norm));
     SY_RETURN_IF_ERROR(layer.mlp.Forward(context, x, hidden.delta));
-    SY_RETURN_IF_ERROR(group.AllReduceSum(hidden.delta));
   }
+  SY_RETURN_IF_ERROR(group.AllReduceSum(hidden.delta));
   workspace.Rewind(mark);
   return hidden;
 }

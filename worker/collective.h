@@ -26,6 +26,7 @@
 namespace switchyard {
 
 class Rendezvous;
+struct AddRmsNormArgs;  // kernels/rms_norm.h
 
 enum class CollectiveType { kFloat32, kBfloat16 };
 
@@ -45,6 +46,16 @@ class Collective {
   virtual absl::Status AllReduceSum(void* buffer, int64_t num_elements,
                                     CollectiveType type,
                                     CollectiveStream stream) = 0;
+
+  // Does AddRmsNorm(args) with the sum over ranks of args.delta, if it has one
+  // operation for both; returns false, having done nothing, if it has not,
+  // which depends on nothing in which ranks may differ. Leaves the delta
+  // undefined. The same bits as AllReduceSum and AddRmsNorm one after the
+  // other. REQUIRES: the ranks' args are alike but for addresses and strides.
+  virtual absl::StatusOr<bool> TryAllReduceAddRmsNorm(
+      const AddRmsNormArgs& args, CollectiveStream stream) {
+    return false;
+  }
 
   // output [world_size, num_elements] <- every rank's input [num_elements], in
   // rank order. The input may lie at its own place inside the output.

@@ -5,6 +5,9 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "kernels/op_context.h"
+#include "kernels/rms_norm.h"
+#include "kernels/status.h"
 #include "kernels/tensor.h"
 #include "model/rank_group.h"
 #include "worker/collective.h"
@@ -27,6 +30,14 @@ class CollectiveGroup final : public RankGroup {
                                          ? CollectiveType::kBfloat16
                                          : CollectiveType::kFloat32,
                                      stream_);
+  }
+
+  absl::Status AllReduceAddRmsNorm(const OpContext& context,
+                                   const AddRmsNormArgs& args) override {
+    SY_ASSIGN_OR_RETURN(const bool done,
+                        collective_->TryAllReduceAddRmsNorm(args, stream_));
+    if (done) return absl::OkStatus();
+    return RankGroup::AllReduceAddRmsNorm(context, args);
   }
 
   absl::Status AllGather(const MatrixView& shard, float* all) override {

@@ -28,7 +28,9 @@ struct PeerCollectiveOptions {
 // of 2, 4 or 8 ranks, each with a GPU of its own that reaches the memory of all
 // others, an all-reduce of at most PeerMessageLimit bytes is one PeerReduce
 // kernel (peer_reduce.h). Everything else, or everything if any rank objects,
-// goes to NCCL; a line of the log says which, and why.
+// goes to NCCL; a line of the log says which, and why. The AddRmsNorm after
+// such a short sum is done by the same kernel, where the row has one
+// (CanReduceNorm).
 //
 // Short sums are formed in rank order, as the contract of collective.h has it,
 // while NCCL picks an order of its own.

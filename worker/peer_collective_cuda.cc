@@ -222,6 +222,15 @@ class PeerCollective final : public Collective {
                             static_cast<cudaStream_t>(stream));
   }
 
+  absl::StatusOr<bool> TryAllReduceAddRmsNorm(
+      const AddRmsNormArgs& args, CollectiveStream stream) override {
+    if (!CanReduceNorm(memory_->buffers(), args)) return false;
+    SY_RETURN_IF_ERROR(nccl_->health());
+    SY_RETURN_IF_ERROR(LaunchPeerReduceNorm(memory_->buffers(), args,
+                                            static_cast<cudaStream_t>(stream)));
+    return true;
+  }
+
   absl::Status AllGather(const void* input, void* output, int64_t num_elements,
                          CollectiveType type,
                          CollectiveStream stream) override {

@@ -2,6 +2,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda_common.h"
+#include "kernels/cuda_rms_norm.h"
 #include "worker/peer_reduce.h"
 
 namespace switchyard {
@@ -99,6 +100,15 @@ __device__ __forceinline__ bool StopAsked(const PeerBuffers& buffers) {
   return __any_sync(kFullWarp, asked);
 }
 
+// Every block takes care of its own count, and of some that no block of this
+// grid reads: all stay alike, however many blocks the next message has.
+// REQUIRES: every thread of the block has read its count.
+__device__ __forceinline__ void EndTurn(PeerState* state, uint32_t turn) {
+  for (int i = blockIdx.x + threadIdx.x * gridDim.x; i < kMaxPeerBlocks;
+       i += gridDim.x * blockDim.x)
+    state->turn[i] = turn + 1;
+}
+
 template <typename T, int kRanks>
 __global__ void __launch_bounds__(kMaxThreads)
     PeerReduceKernel(const __grid_constant__ PeerBuffers buffers, T* x,
@@ -169,12 +179,138 @@ __global__ void __launch_bounds__(kMaxThreads)
     }
   }
 
-  // Every block takes care of its own count, and of some that no block of this
-  // grid reads: all stay alike, however many blocks the next message has.
   __syncthreads();
-  for (int i = blockIdx.x + threadIdx.x * gridDim.x; i < kMaxPeerBlocks;
-       i += gridDim.x * blockDim.x)
-    state->turn[i] = turn + 1;
+  EndTurn(state, turn);
+}
+
+// A block per row: it sends its row of delta, waits for those of its peers, and
+// has the sum in the registers in which AddRmsNorm has the delta.
+template <typename O, int kRanks>
+__global__ void __launch_bounds__(kMaxNormThreads)
+    PeerReduceNormKernel(const __grid_constant__ PeerBuffers buffers,
+                         const __grid_constant__ AddRmsNormArgs args) {
+  constexpr int kUnitColumns = kUnitBytes / 4;
+  constexpr int kUnits = kNormWidth / kUnitColumns;  // of a thread
+  __shared__ float scratch[kWarpSize];
+  GridTrigger();
+  const int rank = buffers.rank;
+  const int hidden = static_cast<int>(args.out.cols);
+  const int column = threadIdx.x * kNormWidth;
+  const bool active = column < hidden;
+  const int64_t i = blockIdx.x;
+  float scale[kNormWidth];
+  if (active) Load(args.weight + column, scale);
+  const int64_t r = args.rows == nullptr ? i : args.rows[i];
+  const int64_t d = args.delta_rows == nullptr ? i : args.delta_rows[i];
+  const float* const delta = RowOf<float>(args.delta, d);
+  float* const residual = RowOf<float>(args.residual, r);
+  GridWait();
+  PeerState* const state = buffers.state;
+  const uint32_t turn = state->turn[i];
+  // Asked below, once: a branch here would have the loads wait for this one.
+  const bool stopped = state->stopped != 0;
+  // What the thread sends is not what it adds up: a warp's stores to the peers
+  // are of whole lines.
+  uint4 sent[kUnits];
+  const auto sent_column = [&](int unit) {
+    return (unit * static_cast<int>(blockDim.x) +
+            static_cast<int>(threadIdx.x)) *
+           kUnitColumns;
+  };
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u)
+    if (sent_column(u) < hidden)
+      sent[u] = *reinterpret_cast<const uint4*>(delta + sent_column(u));
+  // Of the row in a message.
+  const int64_t place = (turn % 2) * kRanks * buffers.slot_bytes +
+                        i * hidden * static_cast<int64_t>(sizeof(float));
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    if (stopped || sent_column(u) >= hidden) continue;
+    const uint4 words = WithoutEmptyWords(sent[u]);
+#pragma unroll
+    for (int p = 1; p < kRanks; ++p)  // not all to rank 0 first
+      StoreShared(buffers.slots[(rank + p) % kRanks] + place +
+                      rank * buffers.slot_bytes + sent_column(u) * 4,
+                  words);
+  }
+
+  if (stopped) return;
+  float mine[kNormWidth], x[kNormWidth];
+  if (active) {
+    Load(delta + column, mine);
+    Load(residual + column, x);
+  }
+
+  std::byte* const own = buffers.slots[rank] + place + column * 4;
+  float sum[kNormWidth];
+  // Each look sums up what is there; the last one finds everything.
+  for (int looks = 1;; ++looks) {
+    bool ready = true;
+    if (active) {
+#pragma unroll
+      for (int p = 0; p < kRanks; ++p) {
+        float part[kNormWidth];
+        if (p == rank) {
+#pragma unroll
+          for (int j = 0; j < kNormWidth; ++j) part[j] = mine[j];
+        } else {
+#pragma unroll
+          for (int u = 0; u < kUnits; ++u) {
+            Unit<float> in;
+            in.words =
+                LoadShared(own + p * buffers.slot_bytes + u * kUnitBytes);
+            ready &= !HasEmptyWord(in.words);
+#pragma unroll
+            for (int j = 0; j < kUnitColumns; ++j)
+              part[u * kUnitColumns + j] = in.item[j];
+          }
+        }
+#pragma unroll
+        for (int j = 0; j < kNormWidth; ++j)
+          sum[j] = p == 0 ? part[j] : sum[j] + part[j];
+      }
+    }
+    if (__all_sync(kFullWarp, ready)) break;
+    if (looks % kLooksPerStop == 0 && StopAsked(buffers)) return;
+  }
+
+  float squares = 0;
+  if (active) {
+    const uint4 empty =
+        make_uint4(kEmptyWord, kEmptyWord, kEmptyWord, kEmptyWord);
+#pragma unroll
+    for (int p = 0; p < kRanks; ++p) {
+      if (p == rank) continue;
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u)
+        StoreShared(own + p * buffers.slot_bytes + u * kUnitBytes, empty);
+    }
+#pragma unroll
+    for (int j = 0; j < kNormWidth; ++j) x[j] += sum[j];
+    Store(residual + column, x);
+    AddSquares(x, squares);
+  }
+  // In it the block's threads wait for each other.
+  const float norm = InverseRms(squares, hidden, args.epsilon, scratch);
+  if (active) StoreNormed(RowOf<O>(args.out, i) + column, x, norm, scale);
+  EndTurn(state, turn);
+}
+
+template <typename... Params, typename... Args>
+absl::Status LaunchBlocks(const char* what, int64_t blocks, int threads,
+                          cudaStream_t stream, void (*kernel)(Params...),
+                          const Args&... args) {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return CudaStatus(cudaLaunchKernelEx(&config, kernel, args...), what);
 }
 
 template <typename T>
@@ -182,23 +318,25 @@ absl::Status LaunchFor(const PeerBuffers& buffers, void* x, int64_t n,
                        cudaStream_t stream, const PeerShape& shape) {
   const int64_t num_units =
       CeilDiv(n * static_cast<int64_t>(sizeof(T)), kUnitBytes);
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(
-      std::min<int64_t>(CeilDiv(num_units, shape.threads), shape.max_blocks)));
-  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  const int64_t blocks =
+      std::min<int64_t>(CeilDiv(num_units, shape.threads), shape.max_blocks);
   auto* const kernel = buffers.world_size == 2   ? PeerReduceKernel<T, 2>
                        : buffers.world_size == 4 ? PeerReduceKernel<T, 4>
                                                  : PeerReduceKernel<T, 8>;
-  return CudaStatus(
-      cudaLaunchKernelEx(&config, kernel, buffers, static_cast<T*>(x), n,
-                         reinterpret_cast<uintptr_t>(x) % kUnitBytes == 0),
-      "launch of PeerReduce");
+  return LaunchBlocks("launch of PeerReduce", blocks, shape.threads, stream,
+                      kernel, buffers, static_cast<T*>(x), n,
+                      reinterpret_cast<uintptr_t>(x) % kUnitBytes == 0);
+}
+
+template <typename O>
+absl::Status LaunchNormFor(const PeerBuffers& buffers,
+                           const AddRmsNormArgs& args, cudaStream_t stream) {
+  auto* const kernel = buffers.world_size == 2   ? PeerReduceNormKernel<O, 2>
+                       : buffers.world_size == 4 ? PeerReduceNormKernel<O, 4>
+                                                 : PeerReduceNormKernel<O, 8>;
+  return LaunchBlocks("launch of PeerReduceNorm", args.out.rows,
+                      NormThreads(args.out.cols, kNormWidth), stream, kernel,
+                      buffers, args);
 }
 
 }  // namespace
@@ -216,6 +354,35 @@ absl::Status LaunchPeerReduce(const PeerBuffers& buffers, void* x,
   return type == CollectiveType::kFloat32
              ? LaunchFor<float>(buffers, x, num_elements, stream, shape)
              : LaunchFor<bf16>(buffers, x, num_elements, stream, shape);
+}
+
+bool CanReduceNorm(const PeerBuffers& buffers, const AddRmsNormArgs& args) {
+  const int64_t rows = args.out.rows, hidden = args.out.cols;
+  return args.delta.data != nullptr && args.delta.dtype == DType::kF32 &&
+         args.residual.dtype == DType::kF32 &&
+         (args.out.dtype == DType::kF32 || args.out.dtype == DType::kBF16) &&
+         args.delta.cols == hidden && args.residual.cols == hidden &&
+         (args.delta_rows != nullptr || args.delta.rows >= rows) &&
+         (args.rows != nullptr || args.residual.rows >= rows) &&
+         hidden % kNormWidth == 0 && hidden <= kMaxNormThreads * kNormWidth &&
+         rows > 0 && rows <= kMaxPeerNormRows &&
+         rows * hidden * static_cast<int64_t>(sizeof(float)) <=
+             buffers.slot_bytes;
+}
+
+absl::Status LaunchPeerReduceNorm(const PeerBuffers& buffers,
+                                  const AddRmsNormArgs& args,
+                                  cudaStream_t stream) {
+  SY_CHECK(buffers.world_size == 2 || buffers.world_size == 4 ||
+           buffers.world_size == 8);
+  SY_CHECK(CanReduceNorm(buffers, args));
+  SY_CHECK(AlignedTo(args.delta, kUnitBytes) &&
+           AlignedTo(args.residual, kUnitBytes) &&
+           AlignedTo(args.out, kUnitBytes) &&
+           reinterpret_cast<uintptr_t>(args.weight) % kUnitBytes == 0);
+  return args.out.dtype == DType::kF32
+             ? LaunchNormFor<float>(buffers, args, stream)
+             : LaunchNormFor<bf16>(buffers, args, stream);
 }
 
 }  // namespace switchyard

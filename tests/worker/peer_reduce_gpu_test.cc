@@ -1,93 +1,37 @@
-// The all-reduce kernel with all ranks on one GPU, a stream each: few enough
-// blocks that they run together. Needs a GPU.
+// The all-reduce kernel with all ranks on one GPU. Needs a GPU.
 #include <cuda_runtime.h>
 
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
-#include <random>
-#include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/dtype.h"
+#include "tests/worker/peer_ranks.h"
 #include "worker/peer_reduce.h"
 
 namespace switchyard {
 namespace {
 
-#define ASSERT_CUDA(call) ASSERT_EQ((call), cudaSuccess)
-
-// A rank and its memory.
-struct Rank {
-  PeerBuffers buffers;
-  cudaStream_t stream = nullptr;
-  uint32_t* stop = nullptr;
-  std::byte* x = nullptr;
-};
-
-class PeerReduceTest : public testing::TestWithParam<int> {
+class PeerReduceTest : public PeerRanksTest {
  protected:
   static constexpr int64_t kSlotBytes = 256 * 1024;
   // Eight ranks of two such grids fit on a GPU at once.
   static constexpr PeerShape kShape = {/*threads=*/128, /*max_blocks=*/24};
 
-  static void SetUpTestSuite() {
-    // A hardware queue for every stream: kernels of different ranks must not
-    // wait for each other's launch.
-    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/1);
-  }
+  PeerReduceTest() : PeerRanksTest(kSlotBytes) {}
 
   void SetUp() override {
-    ranks_.resize(GetParam());
-    for (Rank& rank : ranks_) {
-      PeerBuffers& b = rank.buffers;
-      b.rank = static_cast<int>(&rank - ranks_.data());
-      b.world_size = GetParam();
-      b.slot_bytes = kSlotBytes;
-      ASSERT_CUDA(
-          cudaStreamCreateWithFlags(&rank.stream, cudaStreamNonBlocking));
-      ASSERT_CUDA(cudaMalloc(&b.slots[b.rank], PeerSlotsBytes(b)));
-      ASSERT_CUDA(cudaMemset(b.slots[b.rank], 0xff, PeerSlotsBytes(b)));
-      ASSERT_CUDA(cudaMalloc(&b.state, sizeof(PeerState)));
-      ASSERT_CUDA(cudaMemset(b.state, 0, sizeof(PeerState)));
-      ASSERT_CUDA(cudaHostAlloc(&rank.stop, 4, cudaHostAllocMapped));
-      *rank.stop = 0;
-      b.stop = rank.stop;
-      ASSERT_CUDA(cudaMalloc(&rank.x, kSlotBytes + 64));
-    }
-    for (Rank& rank : ranks_)
-      for (Rank& peer : ranks_)
-        rank.buffers.slots[peer.buffers.rank] =
-            peer.buffers.slots[peer.buffers.rank];
-    ASSERT_CUDA(cudaDeviceSynchronize());
+    PeerRanksTest::SetUp();
+    x_.resize(ranks_.size());
+    for (std::byte*& x : x_) ASSERT_CUDA(cudaMalloc(&x, kSlotBytes + 64));
   }
 
   void TearDown() override {
-    for (Rank& rank : ranks_) __atomic_store_n(rank.stop, 1u, __ATOMIC_RELEASE);
-    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-    for (Rank& rank : ranks_) {
-      cudaFree(rank.x);
-      cudaFree(rank.buffers.state);
-      cudaFree(rank.buffers.slots[rank.buffers.rank]);
-      cudaFreeHost(rank.stop);
-      cudaStreamDestroy(rank.stream);
-    }
-  }
-
-  int world_size() const { return GetParam(); }
-
-  // New numbers of unlike magnitudes, so that sums round.
-  std::vector<std::vector<float>> Draw(int64_t n) {
-    std::normal_distribution<float> normal;
-    std::uniform_int_distribution<int> exponent(-8, 8);
-    std::vector<std::vector<float>> all(world_size(), std::vector<float>(n));
-    for (auto& x : all)
-      for (float& v : x) v = std::ldexp(normal(random_), exponent(random_));
-    return all;
+    PeerRanksTest::TearDown();
+    for (std::byte* x : x_) cudaFree(x);
   }
 
   // Sums the ranks' numbers, which lie `offset` bytes behind an aligned
@@ -111,22 +55,24 @@ class PeerReduceTest : public testing::TestWithParam<int> {
         else
           std::memcpy(&host[offset + 4 * i], &all[r][i], 4);
       }
-      ASSERT_CUDA(cudaMemcpy(ranks_[r].x, host.data(), host.size(),
-                             cudaMemcpyHostToDevice));
+      ASSERT_CUDA(
+          cudaMemcpy(x_[r], host.data(), host.size(), cudaMemcpyHostToDevice));
     }
     // A copy from pageable memory returns once it is staged, and the ranks'
     // streams do not wait for it.
     ASSERT_CUDA(cudaDeviceSynchronize());
-    for (Rank& rank : ranks_) {
-      const absl::Status status = LaunchPeerReduce(
-          rank.buffers, rank.x + offset, n, type, rank.stream, shape);
+    for (PeerRank& rank : ranks_) {
+      const absl::Status status =
+          LaunchPeerReduce(rank.buffers, x_[rank.buffers.rank] + offset, n,
+                           type, rank.stream, shape);
       ASSERT_TRUE(status.ok()) << status;
     }
-    for (Rank& rank : ranks_) ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
-    for (Rank& rank : ranks_) {
+    for (PeerRank& rank : ranks_)
+      ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+    for (PeerRank& rank : ranks_) {
       std::vector<std::byte> host(kSlotBytes + 64);
-      ASSERT_CUDA(
-          cudaMemcpy(host.data(), rank.x, host.size(), cudaMemcpyDeviceToHost));
+      ASSERT_CUDA(cudaMemcpy(host.data(), x_[rank.buffers.rank], host.size(),
+                             cudaMemcpyDeviceToHost));
       int64_t wrong = 0;
       for (int64_t i = 0; i < n; ++i) {
         float want = rounded(all[0][i]);
@@ -156,8 +102,7 @@ class PeerReduceTest : public testing::TestWithParam<int> {
   // Loads the kernel: that waits for kernels that run.
   void WarmUp() { Check(Draw(1), CollectiveType::kFloat32, 0, kShape); }
 
-  std::vector<Rank> ranks_;
-  std::mt19937 random_{std::random_device()()};
+  std::vector<std::byte*> x_;  // by rank
 };
 
 TEST_P(PeerReduceTest, SumsInRankOrderWhateverTheSize) {
@@ -212,14 +157,15 @@ TEST_P(PeerReduceTest, GraphsReplayManyTimes) {
   constexpr int64_t kElements = 3000;
   constexpr int kCalls = 9, kReplays = 300;
   std::vector<cudaGraphExec_t> graphs;
-  for (Rank& rank : ranks_) {
+  for (PeerRank& rank : ranks_) {
     ASSERT_CUDA(
         cudaStreamBeginCapture(rank.stream, cudaStreamCaptureModeThreadLocal));
     for (int call = 0; call < kCalls; ++call) {
-      ASSERT_TRUE(
-          LaunchPeerReduce(rank.buffers, rank.x, call % 2 == 0 ? kElements : 5,
-                           CollectiveType::kFloat32, rank.stream, kShape)
-              .ok());
+      ASSERT_TRUE(LaunchPeerReduce(rank.buffers, x_[rank.buffers.rank],
+                                   call % 2 == 0 ? kElements : 5,
+                                   CollectiveType::kFloat32, rank.stream,
+                                   kShape)
+                      .ok());
     }
     cudaGraph_t graph;
     ASSERT_CUDA(cudaStreamEndCapture(rank.stream, &graph));
@@ -235,7 +181,7 @@ TEST_P(PeerReduceTest, GraphsReplayManyTimes) {
     for (int64_t i = 0; i < kElements; ++i)
       host[i] = std::ldexp(1.0f, (replay + i) % 13);
     for (size_t r = 0; r < ranks_.size(); ++r) {
-      ASSERT_CUDA(cudaMemcpyAsync(ranks_[r].x, host.data(), kElements * 4,
+      ASSERT_CUDA(cudaMemcpyAsync(x_[r], host.data(), kElements * 4,
                                   cudaMemcpyHostToDevice, ranks_[r].stream));
     }
     for (size_t i = 0; i < ranks_.size(); ++i) {
@@ -243,10 +189,11 @@ TEST_P(PeerReduceTest, GraphsReplayManyTimes) {
       ASSERT_CUDA(cudaGraphLaunch(graphs[r], ranks_[r].stream));
     }
     for (size_t r = 0; r < ranks_.size(); ++r) {
-      ASSERT_CUDA(cudaMemcpyAsync(out[r].data(), ranks_[r].x, kElements * 4,
+      ASSERT_CUDA(cudaMemcpyAsync(out[r].data(), x_[r], kElements * 4,
                                   cudaMemcpyDeviceToHost, ranks_[r].stream));
     }
-    for (Rank& rank : ranks_) ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+    for (PeerRank& rank : ranks_)
+      ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
     for (const auto& x : out) {
       for (int64_t i = 0; i < kElements; ++i) {
         const int calls = i < 5 ? kCalls : (kCalls + 1) / 2;
@@ -260,9 +207,9 @@ TEST_P(PeerReduceTest, GraphsReplayManyTimes) {
 
 TEST_P(PeerReduceTest, StoppingEndsKernelsThatWait) {
   WarmUp();
-  Rank& rank = ranks_[0];
+  PeerRank& rank = ranks_[0];
   for (int call = 0; call < 200; ++call) {
-    ASSERT_TRUE(LaunchPeerReduce(rank.buffers, rank.x, 5120,
+    ASSERT_TRUE(LaunchPeerReduce(rank.buffers, x_[0], 5120,
                                  CollectiveType::kFloat32, rank.stream, kShape)
                     .ok());
   }
