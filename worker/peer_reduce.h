@@ -68,12 +68,13 @@ inline constexpr int64_t PeerSlotsBytes(const PeerBuffers& buffers) {
 // How the kernel is spread over the GPU. Alike on all ranks, so that a block
 // only waits for the block of its own number.
 struct PeerShape {
-  int threads = 256;  // of a block; a multiple of 32, at most 512
+  int threads = 256;  // of a block at most; a multiple of 32, at most 512
   int max_blocks = kMaxPeerBlocks;
 };
 
 // x <- the sum over ranks of x, in place. Any alignment of whole elements.
-// REQUIRES: 0 < num_elements * the type's bytes <= buffers.slot_bytes.
+// REQUIRES: 0 < num_elements * the type's bytes <= buffers.slot_bytes, which is
+// below 2 GiB.
 absl::Status LaunchPeerReduce(const PeerBuffers& buffers, void* x,
                               int64_t num_elements, CollectiveType type,
                               cudaStream_t stream, PeerShape shape = {});

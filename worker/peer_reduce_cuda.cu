@@ -12,6 +12,9 @@ using namespace switchyard::cuda;
 
 constexpr int kUnitBytes = 16;  // what a thread sends at a time
 constexpr int kMaxThreads = 512;
+// Blocks are made smaller, down to so many threads, to have up to so many.
+constexpr int kMinThreads = 64;
+constexpr int kSpreadBlocks = 128;
 // Looks at a place between looks at `stop`, which is behind PCIe.
 constexpr int kLooksPerStop = 1024;
 // What an empty-looking word is sent as: NaN as well, in fp32 and twice in
@@ -54,6 +57,10 @@ __device__ __forceinline__ uint4 WithoutEmptyWords(uint4 u) {
   return u;
 }
 
+__device__ __forceinline__ void StoreEmpty(std::byte* p) {
+  StoreShared(p, make_uint4(kEmptyWord, kEmptyWord, kEmptyWord, kEmptyWord));
+}
+
 template <typename T>
 union Unit {
   static constexpr int kElements = kUnitBytes / sizeof(T);
@@ -92,6 +99,77 @@ __device__ __forceinline__ void StoreUnit(T* x, int64_t n, int64_t unit,
   }
 }
 
+// One look at the places of one unit, of all senders; `first` is rank 0's.
+// Whether all have arrived but the rank's own, whose place is loaded in vain:
+// a branch would have every load wait for the one before.
+template <typename T, int kRanks>
+__device__ __forceinline__ bool LookAtAll(const std::byte* first,
+                                          int64_t slot_bytes, int rank,
+                                          Unit<T> (&in)[kRanks]) {
+#pragma unroll
+  for (int r = 0; r < kRanks; ++r)
+    in[r].words = LoadShared(first + r * slot_bytes);
+  bool ready = true;
+#pragma unroll
+  for (int r = 0; r < kRanks; ++r)
+    ready &= r == rank || !HasEmptyWord(in[r].words);
+  return ready;
+}
+
+// The sum in rank order of what has arrived and of the rank's own.
+template <typename T, int kRanks>
+__device__ __forceinline__ Unit<T> SumOf(Unit<T> (&in)[kRanks], int rank,
+                                         const Unit<T>& mine) {
+#pragma unroll
+  for (int r = 0; r < kRanks; ++r)
+    if (r == rank) in[r] = mine;
+  Unit<T> sum;
+#pragma unroll
+  for (int i = 0; i < Unit<T>::kElements; ++i) {
+    float total = ToFloat(in[0].item[i]);
+#pragma unroll
+    for (int r = 1; r < kRanks; ++r) total += ToFloat(in[r].item[i]);
+    sum.item[i] = FromFloat<T>(total);
+  }
+  return sum;
+}
+
+// The rank `i` ranks on: nobody begins with rank 0.
+template <int kRanks>
+__device__ __forceinline__ int RankAfter(int rank, int i) {
+  static_assert((kRanks & (kRanks - 1)) == 0);
+  return (rank + i) & (kRanks - 1);
+}
+
+// Where a message lies. kWhole: on a whole number of aligned units, for which
+// the code is shorter. A rank's own affair; what it sends is the same.
+template <typename T, bool kWhole>
+struct Message {
+  T* x;
+  int64_t n;
+  bool aligned;
+
+  __device__ __forceinline__ int num_units() const {
+    return static_cast<int>((n + Unit<T>::kElements - 1) / Unit<T>::kElements);
+  }
+  __device__ __forceinline__ Unit<T> Load(int unit) const {
+    if constexpr (kWhole) {
+      Unit<T> u;
+      u.words = reinterpret_cast<const uint4*>(x)[unit];
+      return u;
+    } else {
+      return LoadUnit(x, n, unit, aligned);
+    }
+  }
+  __device__ __forceinline__ void Store(int unit, const Unit<T>& u) const {
+    if constexpr (kWhole) {
+      reinterpret_cast<uint4*>(x)[unit] = u.words;
+    } else {
+      StoreUnit(x, n, unit, aligned, u);
+    }
+  }
+};
+
 // Whether to give up waiting; the answer is the whole warp's.
 __device__ __forceinline__ bool StopAsked(const PeerBuffers& buffers) {
   const bool lane0 = threadIdx.x % kWarpSize == 0;
@@ -109,10 +187,12 @@ __device__ __forceinline__ void EndTurn(PeerState* state, uint32_t turn) {
     state->turn[i] = turn + 1;
 }
 
-template <typename T, int kRanks>
+// One shot between two ranks.
+template <typename T>
 __global__ void __launch_bounds__(kMaxThreads)
-    PeerReduceKernel(const __grid_constant__ PeerBuffers buffers, T* x,
+    PairReduceKernel(const __grid_constant__ PeerBuffers buffers, T* x,
                      int64_t n, bool aligned) {
+  constexpr int kRanks = 2;
   constexpr int kElements = Unit<T>::kElements;
   GridTrigger();
   GridWait();
@@ -183,8 +263,90 @@ __global__ void __launch_bounds__(kMaxThreads)
   EndTurn(state, turn);
 }
 
-// A block per row: it sends its row of delta, waits for those of its peers, and
-// has the sum in the registers in which AddRmsNorm has the delta.
+// One shot between more ranks. What follows one another there would here do so
+// once for each peer.
+template <typename T, int kRanks, bool kWhole>
+__global__ void __launch_bounds__(kMaxThreads)
+    PeerReduceKernel(const __grid_constant__ PeerBuffers buffers,
+                     const __grid_constant__ Message<T, kWhole> message) {
+  GridTrigger();
+  GridWait();
+  PeerState* const state = buffers.state;
+  const uint32_t turn = state->turn[blockIdx.x];
+  const bool stopped = state->stopped != 0;
+  const int rank = buffers.rank;
+  const int num_units = message.num_units();
+  const int stride = gridDim.x * blockDim.x;
+  const int start = blockIdx.x * blockDim.x + threadIdx.x;
+  const int64_t set = (turn % 2) * kRanks * buffers.slot_bytes;
+
+  Unit<T> next;
+  if (start < num_units) next = message.Load(start);
+  // Asked in the loop, too: no load of the first round waits for that of this.
+  for (int unit = start; unit < num_units && !stopped; unit += stride) {
+    const uint4 words = WithoutEmptyWords(next.words);
+    const int64_t place =
+        set + rank * buffers.slot_bytes + int64_t{unit} * kUnitBytes;
+#pragma unroll
+    for (int i = 1; i < kRanks; ++i)
+      StoreShared(buffers.slots[RankAfter<kRanks>(rank, i)] + place, words);
+    if (unit + stride < num_units) next = message.Load(unit + stride);
+  }
+  if (stopped) return;
+
+  std::byte* const own = buffers.slots[rank] + set;
+  const int lane = threadIdx.x % kWarpSize;
+  // A warp goes on together: each of its rounds ends when all its units are
+  // there.
+  for (int first = start - lane; first < num_units; first += stride) {
+    const int unit = first + lane;
+    const bool active = unit < num_units;
+    std::byte* const place = own + int64_t{unit} * kUnitBytes;
+    Unit<T> mine, in[kRanks];
+    if (active) mine = message.Load(unit);
+    for (int looks = 1;; ++looks) {
+      const bool ready =
+          !active || LookAtAll(place, buffers.slot_bytes, rank, in);
+      if (__all_sync(kFullWarp, ready)) break;
+      if (looks % kLooksPerStop == 0 && StopAsked(buffers)) return;
+    }
+    if (!active) continue;
+    message.Store(unit, SumOf(in, rank, mine));
+#pragma unroll
+    for (int i = 1; i < kRanks; ++i)
+      StoreEmpty(place + RankAfter<kRanks>(rank, i) * buffers.slot_bytes);
+  }
+
+  __syncthreads();
+  EndTurn(state, turn);
+}
+
+// Where AddRmsNorm goes on once the sum is there, in the threads that have
+// columns.
+__device__ __forceinline__ void AddToResidual(const float (&sum)[kNormWidth],
+                                              float* residual,
+                                              float (&x)[kNormWidth],
+                                              float& squares) {
+#pragma unroll
+  for (int j = 0; j < kNormWidth; ++j) x[j] += sum[j];
+  Store(residual, x);
+  AddSquares(x, squares);
+}
+// The block's threads wait for each other in it.
+template <typename O>
+__device__ __forceinline__ void EndRow(const AddRmsNormArgs& args, int column,
+                                       bool active, float (&x)[kNormWidth],
+                                       float squares,
+                                       const float (&scale)[kNormWidth],
+                                       float* scratch) {
+  const float norm = InverseRms(squares, static_cast<int>(args.out.cols),
+                                args.epsilon, scratch);
+  if (active)
+    StoreNormed(RowOf<O>(args.out, blockIdx.x) + column, x, norm, scale);
+}
+
+// One shot. A block per row: it sends its row of delta, waits for those of its
+// peers, and has the sum in the registers in which AddRmsNorm has the delta.
 template <typename O, int kRanks>
 __global__ void __launch_bounds__(kMaxNormThreads)
     PeerReduceNormKernel(const __grid_constant__ PeerBuffers buffers,
@@ -244,35 +406,56 @@ __global__ void __launch_bounds__(kMaxNormThreads)
 
   std::byte* const own = buffers.slots[rank] + place + column * 4;
   float sum[kNormWidth];
-  // Each look sums up what is there; the last one finds everything.
-  for (int looks = 1;; ++looks) {
-    bool ready = true;
-    if (active) {
+  if constexpr (kRanks == 2) {
+    // Each look sums up what is there; the last one finds everything.
+    for (int looks = 1;; ++looks) {
+      bool ready = true;
+      if (active) {
 #pragma unroll
-      for (int p = 0; p < kRanks; ++p) {
-        float part[kNormWidth];
-        if (p == rank) {
+        for (int p = 0; p < kRanks; ++p) {
+          float part[kNormWidth];
+          if (p == rank) {
 #pragma unroll
-          for (int j = 0; j < kNormWidth; ++j) part[j] = mine[j];
-        } else {
+            for (int j = 0; j < kNormWidth; ++j) part[j] = mine[j];
+          } else {
 #pragma unroll
-          for (int u = 0; u < kUnits; ++u) {
-            Unit<float> in;
-            in.words =
-                LoadShared(own + p * buffers.slot_bytes + u * kUnitBytes);
-            ready &= !HasEmptyWord(in.words);
+            for (int u = 0; u < kUnits; ++u) {
+              Unit<float> in;
+              in.words =
+                  LoadShared(own + p * buffers.slot_bytes + u * kUnitBytes);
+              ready &= !HasEmptyWord(in.words);
 #pragma unroll
-            for (int j = 0; j < kUnitColumns; ++j)
-              part[u * kUnitColumns + j] = in.item[j];
+              for (int j = 0; j < kUnitColumns; ++j)
+                part[u * kUnitColumns + j] = in.item[j];
+            }
           }
-        }
 #pragma unroll
-        for (int j = 0; j < kNormWidth; ++j)
-          sum[j] = p == 0 ? part[j] : sum[j] + part[j];
+          for (int j = 0; j < kNormWidth; ++j)
+            sum[j] = p == 0 ? part[j] : sum[j] + part[j];
+        }
       }
+      if (__all_sync(kFullWarp, ready)) break;
+      if (looks % kLooksPerStop == 0 && StopAsked(buffers)) return;
     }
-    if (__all_sync(kFullWarp, ready)) break;
-    if (looks % kLooksPerStop == 0 && StopAsked(buffers)) return;
+  } else {
+    // A unit at a time: all at once would not fit into the registers.
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      Unit<float> in[kRanks], own_unit;
+      for (int looks = 1;; ++looks) {
+        const bool ready = !active || LookAtAll(own + u * kUnitBytes,
+                                                buffers.slot_bytes, rank, in);
+        if (__all_sync(kFullWarp, ready)) break;
+        if (looks % kLooksPerStop == 0 && StopAsked(buffers)) return;
+      }
+#pragma unroll
+      for (int j = 0; j < kUnitColumns; ++j)
+        own_unit.item[j] = mine[u * kUnitColumns + j];
+      const Unit<float> total = SumOf(in, rank, own_unit);
+#pragma unroll
+      for (int j = 0; j < kUnitColumns; ++j)
+        sum[u * kUnitColumns + j] = total.item[j];
+    }
   }
 
   float squares = 0;
@@ -286,14 +469,9 @@ __global__ void __launch_bounds__(kMaxNormThreads)
       for (int u = 0; u < kUnits; ++u)
         StoreShared(own + p * buffers.slot_bytes + u * kUnitBytes, empty);
     }
-#pragma unroll
-    for (int j = 0; j < kNormWidth; ++j) x[j] += sum[j];
-    Store(residual + column, x);
-    AddSquares(x, squares);
+    AddToResidual(sum, residual + column, x, squares);
   }
-  // In it the block's threads wait for each other.
-  const float norm = InverseRms(squares, hidden, args.epsilon, scratch);
-  if (active) StoreNormed(RowOf<O>(args.out, i) + column, x, norm, scale);
+  EndRow<O>(args, column, active, x, squares, scale, scratch);
   EndTurn(state, turn);
 }
 
@@ -313,19 +491,46 @@ absl::Status LaunchBlocks(const char* what, int64_t blocks, int threads,
   return CudaStatus(cudaLaunchKernelEx(&config, kernel, args...), what);
 }
 
+// The kernel of more ranks than two.
+template <typename T, bool kWhole>
+absl::Status LaunchOn(const PeerBuffers& buffers,
+                      const Message<T, kWhole>& message, cudaStream_t stream,
+                      const PeerShape& shape) {
+  auto* const kernel = buffers.world_size == 4 ? PeerReduceKernel<T, 4, kWhole>
+                                               : PeerReduceKernel<T, 8, kWhole>;
+  const int64_t num_units =
+      CeilDiv(message.n * static_cast<int64_t>(sizeof(T)), kUnitBytes);
+  // What a thread sends and looks at grows with the ranks, so few units are
+  // better off on many SMs.
+  int threads = shape.threads;
+  while (threads > kMinThreads && threads % (2 * kWarpSize) == 0 &&
+         CeilDiv(num_units, threads / 2) <=
+             std::min(kSpreadBlocks, shape.max_blocks)) {
+    threads /= 2;
+  }
+  const int64_t blocks =
+      std::min<int64_t>(CeilDiv(num_units, threads), shape.max_blocks);
+  return LaunchBlocks("launch of PeerReduce", blocks, threads, stream, kernel,
+                      buffers, message);
+}
+
 template <typename T>
 absl::Status LaunchFor(const PeerBuffers& buffers, void* x, int64_t n,
                        cudaStream_t stream, const PeerShape& shape) {
-  const int64_t num_units =
-      CeilDiv(n * static_cast<int64_t>(sizeof(T)), kUnitBytes);
-  const int64_t blocks =
-      std::min<int64_t>(CeilDiv(num_units, shape.threads), shape.max_blocks);
-  auto* const kernel = buffers.world_size == 2   ? PeerReduceKernel<T, 2>
-                       : buffers.world_size == 4 ? PeerReduceKernel<T, 4>
-                                                 : PeerReduceKernel<T, 8>;
+  const int64_t bytes = n * static_cast<int64_t>(sizeof(T));
+  const bool aligned = reinterpret_cast<uintptr_t>(x) % kUnitBytes == 0;
+  T* const typed = static_cast<T*>(x);
+  if (buffers.world_size > 2) {
+    return aligned && bytes % kUnitBytes == 0
+               ? LaunchOn(buffers, Message<T, true>{typed, n, aligned}, stream,
+                          shape)
+               : LaunchOn(buffers, Message<T, false>{typed, n, aligned}, stream,
+                          shape);
+  }
+  const int64_t blocks = std::min<int64_t>(
+      CeilDiv(CeilDiv(bytes, kUnitBytes), shape.threads), shape.max_blocks);
   return LaunchBlocks("launch of PeerReduce", blocks, shape.threads, stream,
-                      kernel, buffers, static_cast<T*>(x), n,
-                      reinterpret_cast<uintptr_t>(x) % kUnitBytes == 0);
+                      PairReduceKernel<T>, buffers, typed, n, aligned);
 }
 
 template <typename O>
@@ -348,6 +553,7 @@ absl::Status LaunchPeerReduce(const PeerBuffers& buffers, void* x,
            buffers.world_size == 8);
   SY_CHECK(num_elements > 0 &&
            num_elements * CollectiveTypeBytes(type) <= buffers.slot_bytes);
+  SY_CHECK(buffers.slot_bytes < int64_t{1} << 31);  // units are ints
   SY_CHECK(shape.threads > 0 && shape.threads % kWarpSize == 0 &&
            shape.threads <= kMaxThreads && shape.max_blocks > 0 &&
            shape.max_blocks <= kMaxPeerBlocks);
