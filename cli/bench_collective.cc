@@ -25,8 +25,11 @@
 namespace switchyard {
 namespace {
 
-// As an algorithm: short messages take our own kernel.
+// As algorithms: short messages take our own kernels, in the form that their
+// size has, or in a certain one.
+constexpr char kPeers[] = "peers";
 constexpr char kOneShot[] = "one-shot";
+constexpr char kTwoShot[] = "two-shot";
 constexpr int kMaxDrawRanks = 1024;
 
 struct CollectiveBenchOptions {
@@ -199,7 +202,12 @@ absl::StatusOr<nlohmann::json> RunAlgorithm(
     const std::string& algorithm, const std::vector<std::string>& args) {
   unsetenv("NCCL_ALGO");
   unsetenv("NCCL_PROTO");
-  if (algorithm != "default" && algorithm != kOneShot) {
+  std::string all_reduce = "nccl";
+  if (algorithm == kPeers) {
+    all_reduce = "auto";
+  } else if (algorithm == kOneShot || algorithm == kTwoShot) {
+    all_reduce = algorithm;
+  } else if (algorithm != "default") {
     const std::vector<std::string> parts = absl::StrSplit(algorithm, '/');
     setenv("NCCL_ALGO", parts[0].c_str(), 1);
     if (parts.size() > 1) setenv("NCCL_PROTO", parts[1].c_str(), 1);
@@ -210,8 +218,7 @@ absl::StatusOr<nlohmann::json> RunAlgorithm(
   std::vector<std::string> command = {"bench", "collective"};
   command.insert(command.end(), args.begin(), args.end());
   command.push_back("--algorithms=default");
-  command.push_back(algorithm == kOneShot ? "--all-reduce=auto"
-                                          : "--all-reduce=nccl");
+  command.push_back("--all-reduce=" + all_reduce);
   command.push_back("--json=" + path);
   SY_ASSIGN_OR_RETURN(const std::unique_ptr<Subprocess> process,
                       Subprocess::Start(command));
@@ -304,9 +311,10 @@ int BenchCollective(absl::Span<const std::string> args) {
   flags.Section("What is measured");
   flags.List("sizes", &options.sizes, "BYTES,...", "of the reduced vector");
   flags.List("algorithms", &options.algorithms, "A,A/P,...",
-             "one-shot: our own kernel where messages are short; default: "
-             "NCCL's choice; or NCCL_ALGO and NCCL_PROTO: Ring/LL, "
-             "Tree/Simple, ...; default alone obeys --all-reduce");
+             "peers: our own kernels where messages are short; one-shot, "
+             "two-shot: those in this form; default: NCCL's choice; or "
+             "NCCL_ALGO and NCCL_PROTO: Ring/LL, Tree/Simple, ...; default "
+             "alone obeys --all-reduce");
   flags.Int("calls", &options.num_calls, 1, 1 << 16, "of a run");
   flags.Int("repeats", &options.num_repeats, 1, 1 << 16, "runs that are timed");
   flags.Bool("bf16", &options.bf16,

@@ -32,9 +32,11 @@ void AddRankFlags(RankOptions* options, FlagSet* flags) {
                 "what they run on; auto: CUDA if there is any");
   flags->Int("threads", &options->threads, 0, 1024,
              "of each rank on the CPU; 0: all cores, shared out");
-  flags->Choice("all-reduce", &options->all_reduce, {"auto", "nccl"},
+  flags->Choice("all-reduce", &options->all_reduce,
+                {"auto", "nccl", "one-shot", "two-shot"},
                 "between GPUs; auto: a kernel of our own for short messages "
-                "where they reach each other's memory");
+                "where they reach each other's memory; one-shot, two-shot: all "
+                "of them in this form");
   flags->Int("rank", &options->rank, 0, 1023,
              "set for the processes that this one starts");
   flags->String("rendezvous", &options->rendezvous_dir, "DIR",
@@ -117,10 +119,14 @@ absl::StatusOr<RankDevice> JoinRanks(const RankOptions& options) {
   collective.connect_timeout = kConnect;
   FileRendezvous rendezvous(options.rendezvous_dir);
   if (joined.device->type() == DeviceType::kCuda) {
-    SY_ASSIGN_OR_RETURN(
-        joined.collective,
-        MakePeerCollective({collective, options.all_reduce == "auto"},
-                           rendezvous));
+    PeerCollectiveOptions peer;
+    peer.group = collective;
+    peer.own_all_reduce = options.all_reduce != "nccl";
+    peer.form = options.all_reduce == "one-shot"   ? PeerForm::kOneShot
+                : options.all_reduce == "two-shot" ? PeerForm::kTwoShot
+                                                   : PeerForm::kBySize;
+    SY_ASSIGN_OR_RETURN(joined.collective,
+                        MakePeerCollective(peer, rendezvous));
   } else {
     SY_ASSIGN_OR_RETURN(joined.collective,
                         MakeGlooCollective(collective, rendezvous));

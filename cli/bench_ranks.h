@@ -24,7 +24,8 @@ struct RankOptions {
   int world_size = 1;
   std::string device = "auto";
   int threads = 0;  // of a rank on the CPU; 0: all cores, shared out
-  std::string all_reduce = "auto";  // or nccl: without our own kernel
+  // Or nccl: without our own kernels; or one-shot, two-shot: a PeerForm.
+  std::string all_reduce = "auto";
   // Set by BenchRanks in the processes that it starts.
   int rank = 0;
   std::string rendezvous_dir;

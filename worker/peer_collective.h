@@ -3,30 +3,27 @@
 #ifndef SWITCHYARD_WORKER_PEER_COLLECTIVE_H_
 #define SWITCHYARD_WORKER_PEER_COLLECTIVE_H_
 
-#include <cstdint>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "worker/collective.h"
+#include "worker/peer_form.h"
 
 namespace switchyard {
-
-// The longest message that does not go to NCCL. Every rank sends its message to
-// every other one, so what NCCL's rings save grows with their number.
-inline constexpr int64_t PeerMessageLimit(int world_size) {
-  return (int64_t{8} << 20) / (world_size - 1) / 4096 * 4096;
-}
 
 struct PeerCollectiveOptions {
   CollectiveOptions group;
   // False: leave everything to NCCL. One such rank is enough for all.
   bool own_all_reduce = true;
+  // How messages that our own kernels sum go: for measurements. Alike on all
+  // ranks.
+  PeerForm form = PeerForm::kBySize;
 };
 
 // Meets the peers as MakeNcclCollective does, then agrees with them: in groups
 // of 2, 4 or 8 ranks, each with a GPU of its own that reaches the memory of all
-// others, an all-reduce of at most PeerMessageLimit bytes is one PeerReduce
+// others, an all-reduce of at most kPeerMessageLimit bytes is one PeerReduce
 // kernel (peer_reduce.h). Everything else, or everything if any rank objects,
 // goes to NCCL; a line of the log says which, and why. The AddRmsNorm after
 // such a short sum is done by the same kernel, where the row has one

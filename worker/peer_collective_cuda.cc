@@ -155,7 +155,7 @@ class PeerGpuMemory final : public PeerMemory {
 
  private:
   absl::Status Allocate() {
-    buffers_.slot_bytes = PeerMessageLimit(buffers_.world_size);
+    buffers_.slot_bytes = kPeerMessageLimit;
     const int64_t bytes = (PeerSlotsBytes(buffers_) + kShareBytes - 1) /
                           kShareBytes * kShareBytes;
     SY_RETURN_IF_CUDA_ERROR(cudaMalloc(&slots_, bytes));
@@ -186,8 +186,9 @@ class PeerGpuMemory final : public PeerMemory {
 class PeerCollective final : public Collective {
  public:
   PeerCollective(std::unique_ptr<Collective> nccl,
-                 std::unique_ptr<PeerGpuMemory> memory)
-      : nccl_(std::move(nccl)),
+                 std::unique_ptr<PeerGpuMemory> memory, PeerForm form)
+      : form_(form),
+        nccl_(std::move(nccl)),
         memory_(std::move(memory)),
         watcher_([this] { Watch(); }) {}
 
@@ -218,16 +219,18 @@ class PeerCollective final : public Collective {
     }
     SY_RETURN_IF_ERROR(nccl_->health());
     if (num_elements == 0) return absl::OkStatus();
+    PeerShape shape;
+    shape.form = form_;
     return LaunchPeerReduce(memory_->buffers(), buffer, num_elements, type,
-                            static_cast<cudaStream_t>(stream));
+                            static_cast<cudaStream_t>(stream), shape);
   }
 
   absl::StatusOr<bool> TryAllReduceAddRmsNorm(
       const AddRmsNormArgs& args, CollectiveStream stream) override {
     if (!CanReduceNorm(memory_->buffers(), args)) return false;
     SY_RETURN_IF_ERROR(nccl_->health());
-    SY_RETURN_IF_ERROR(LaunchPeerReduceNorm(memory_->buffers(), args,
-                                            static_cast<cudaStream_t>(stream)));
+    SY_RETURN_IF_ERROR(LaunchPeerReduceNorm(
+        memory_->buffers(), args, static_cast<cudaStream_t>(stream), form_));
     return true;
   }
 
@@ -263,6 +266,7 @@ class PeerCollective final : public Collective {
     }
   }
 
+  const PeerForm form_;
   std::unique_ptr<Collective> nccl_;
   const std::unique_ptr<PeerGpuMemory> memory_;
 
@@ -290,7 +294,8 @@ absl::StatusOr<std::unique_ptr<Collective>> MakePeerCollective(
   }
   Log(LogLevel::kInfo, "short all-reduces go through the peers' memory",
       {{"max_bytes", memory->buffers().slot_bytes}});
-  return std::make_unique<PeerCollective>(std::move(nccl), std::move(memory));
+  return std::make_unique<PeerCollective>(std::move(nccl), std::move(memory),
+                                          options.form);
 }
 
 }  // namespace switchyard

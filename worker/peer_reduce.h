@@ -1,6 +1,12 @@
-// The all-reduce kernels of ranks whose GPUs reach each other's memory: every
-// rank stores its message straight into the memory of all others, and sums what
-// arrives in its own. One kernel, no other synchronisation, no order of blocks.
+// The all-reduce kernels of ranks whose GPUs reach each other's memory, which
+// store straight into it. One kernel, no other synchronisation, no order of
+// blocks. In one shot a rank stores its message into the memory of all others,
+// and sums what arrives in its own. In two shots it stores for each peer only
+// the share of the message that this one sums, sums its own share, stores the
+// sum for all peers, and takes theirs (peer_form.h). A sender's place at a
+// receiver is as large as a message, so both have room in it: where the
+// receiver's share lies it takes the first hop, where the sender's lies the
+// second.
 //
 // Words announce themselves: a place for a message holds kEmptyWord until the
 // sender's word is there, so a reader polls the data itself, and no flag
@@ -10,14 +16,23 @@
 // Messages alternate between two sets of places, by a count in device memory
 // that the kernel itself advances: nothing about a call is a parameter of its
 // launch, so a recorded graph may be replayed. Two sets are enough:
-//   A sends message m into B's set m % 2, in which message m-2 was. A's kernel
-//   of message m begins once A's kernel of message m-1 has ended, which had
-//   to see words of B's message m-1; B sent those in its kernel of message m-1,
-//   hence after its kernel of message m-2 had ended, with all places of that
-//   set emptied.
+//   A sends message m, in either hop, into B's set m % 2, in which message m-2
+//   was. A's kernel of message m begins once A's kernel of message m-1 has
+//   ended. That one had to have a sum, and in it words of B's message m-1: it
+//   saw them itself, or whoever sent it the sum had seen them (some share is
+//   not empty, and its sum needs every rank). B sent those in its kernel of
+//   message m-1, hence after its kernel of message m-2 had ended, with all
+//   places of that set emptied.
+// Within a message no place is used twice: of a sender's place at a receiver,
+// each hop has its own share. In the sum with norm a rank's place at itself has
+// the sum of its own share; nothing else is ever there.
+//
+// Nobody waits in a ring: what is sent first waits for nothing, a sum for what
+// is sent first, and the second hop for sums. So kernels end once the blocks of
+// a number run on all ranks, whatever else runs, and whatever order they take.
 //
 // Sums are formed in fp32 and in rank order, (((r0 + r1) + r2) + r3), whatever
-// the size of the message, and rounded once.
+// the size and the form of the message, and rounded once.
 #ifndef SWITCHYARD_WORKER_PEER_REDUCE_H_
 #define SWITCHYARD_WORKER_PEER_REDUCE_H_
 
@@ -29,6 +44,7 @@
 #include "absl/status/status.h"
 #include "kernels/rms_norm.h"
 #include "worker/collective.h"
+#include "worker/peer_form.h"
 
 namespace switchyard {
 
@@ -69,7 +85,8 @@ inline constexpr int64_t PeerSlotsBytes(const PeerBuffers& buffers) {
 // only waits for the block of its own number.
 struct PeerShape {
   int threads = 256;  // of a block at most; a multiple of 32, at most 512
-  int max_blocks = kMaxPeerBlocks;
+  int max_blocks = kMaxPeerBlocks;  // at most kMaxPeerBlocks
+  PeerForm form = PeerForm::kBySize;
 };
 
 // x <- the sum over ranks of x, in place. Any alignment of whole elements.
@@ -87,13 +104,14 @@ bool CanReduceNorm(const PeerBuffers& buffers, const AddRmsNormArgs& args);
 // AddRmsNorm(args) with the sum over ranks of args.delta, which itself stays as
 // it is: the bits of LaunchPeerReduce and AddRmsNorm one after the other. A
 // message like any other, of the rows of out; calls of the two may alternate as
-// they like. A block of a row sends it, waits for the peers' and goes on with
-// the sum in registers.
+// they like. A block of a row sends it, or the peers' shares of it, waits for
+// the peers' and goes on with the sum in registers.
 // REQUIRES: CanReduceNorm(buffers, args); matrices, rows and weight begin on 16
 // bytes; the maps are not written by kernels of the step (cuda_common.h).
 absl::Status LaunchPeerReduceNorm(const PeerBuffers& buffers,
                                   const AddRmsNormArgs& args,
-                                  cudaStream_t stream);
+                                  cudaStream_t stream,
+                                  PeerForm form = PeerForm::kBySize);
 
 }  // namespace switchyard
 

@@ -141,6 +141,14 @@ __device__ __forceinline__ int RankAfter(int rank, int i) {
   return (rank + i) & (kRanks - 1);
 }
 
+// How many units of a message, or of a row, are a rank's share: whole lines of
+// 128 bytes. The last shares may be shorter, or empty.
+__host__ __device__ __forceinline__ int ShareOf(int num_units, int num_ranks) {
+  constexpr int kLineUnits = 128 / kUnitBytes;
+  const int lines = num_ranks * kLineUnits;
+  return (num_units + lines - 1) / lines * kLineUnits;
+}
+
 // Where a message lies. kWhole: on a whole number of aligned units, for which
 // the code is shorter. A rank's own affair; what it sends is the same.
 template <typename T, bool kWhole>
@@ -321,6 +329,114 @@ __global__ void __launch_bounds__(kMaxThreads)
   EndTurn(state, turn);
 }
 
+// Two shots. A thread has the units of the same number in all shares: it sends
+// its peers theirs, sums that of its rank, and takes their sums.
+template <typename T, int kRanks, bool kWhole>
+__global__ void __launch_bounds__(kMaxThreads) PeerReduceTwoShotKernel(
+    const __grid_constant__ PeerBuffers buffers,
+    const __grid_constant__ Message<T, kWhole> message) {
+  GridTrigger();
+  GridWait();
+  PeerState* const state = buffers.state;
+  const uint32_t turn = state->turn[blockIdx.x];
+  const bool stopped = state->stopped != 0;
+  const int rank = buffers.rank;
+  const int num_units = message.num_units();
+  const int share = ShareOf(num_units, kRanks);
+  const int stride = gridDim.x * blockDim.x;
+  const int start = blockIdx.x * blockDim.x + threadIdx.x;
+  const int64_t set = (turn % 2) * kRanks * buffers.slot_bytes;
+  const int64_t sent = set + rank * buffers.slot_bytes;
+  // Unit `number` of a rank's share, or -1 if that is shorter.
+  const auto unit_of = [&](int r, int number) {
+    const int unit = r * share + number;
+    return number < share && unit < num_units ? unit : -1;
+  };
+
+  Unit<T> next[kRanks];  // [i]: for the peer `i` ranks on
+  const auto load = [&](int number) {
+#pragma unroll
+    for (int i = 1; i < kRanks; ++i) {
+      const int unit = unit_of(RankAfter<kRanks>(rank, i), number);
+      if (unit >= 0) next[i] = message.Load(unit);
+    }
+  };
+  load(start);
+  for (int number = start; number < share && !stopped; number += stride) {
+#pragma unroll
+    for (int i = 1; i < kRanks; ++i) {
+      const int peer = RankAfter<kRanks>(rank, i);
+      const int unit = unit_of(peer, number);
+      if (unit < 0) continue;
+      StoreShared(buffers.slots[peer] + sent + int64_t{unit} * kUnitBytes,
+                  WithoutEmptyWords(next[i].words));
+    }
+    load(number + stride);
+  }
+  if (stopped) return;
+
+  std::byte* const own = buffers.slots[rank] + set;
+  const int lane = threadIdx.x % kWarpSize;
+  for (int first = start - lane; first < share; first += stride) {
+    const int unit = unit_of(rank, first + lane);
+    const bool active = unit >= 0;
+    std::byte* const place = own + int64_t{unit} * kUnitBytes;
+    Unit<T> mine, in[kRanks];
+    if (active) mine = message.Load(unit);
+    for (int looks = 1;; ++looks) {
+      const bool ready =
+          !active || LookAtAll(place, buffers.slot_bytes, rank, in);
+      if (__all_sync(kFullWarp, ready)) break;
+      if (looks % kLooksPerStop == 0 && StopAsked(buffers)) return;
+    }
+    if (!active) continue;
+    Unit<T> sum = SumOf(in, rank, mine);
+    sum.words = WithoutEmptyWords(sum.words);
+#pragma unroll
+    for (int i = 1; i < kRanks; ++i) {
+      StoreShared(buffers.slots[RankAfter<kRanks>(rank, i)] + sent +
+                      int64_t{unit} * kUnitBytes,
+                  sum.words);
+    }
+    message.Store(unit, sum);
+#pragma unroll
+    for (int i = 1; i < kRanks; ++i)
+      StoreEmpty(place + RankAfter<kRanks>(rank, i) * buffers.slot_bytes);
+  }
+
+  for (int first = start - lane; first < share; first += stride) {
+    int units[kRanks];  // that come from a rank, or -1
+    std::byte* places[kRanks];
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      units[r] = r == rank ? -1 : unit_of(r, first + lane);
+      // What does not come is loaded from where something may be, in vain.
+      places[r] = own + r * buffers.slot_bytes +
+                  int64_t{units[r] < 0 ? 0 : units[r]} * kUnitBytes;
+    }
+    Unit<T> in[kRanks];
+    for (int looks = 1;; ++looks) {
+#pragma unroll
+      for (int r = 0; r < kRanks; ++r) in[r].words = LoadShared(places[r]);
+      bool ready = true;
+#pragma unroll
+      for (int r = 0; r < kRanks; ++r)
+        ready &= units[r] < 0 || !HasEmptyWord(in[r].words);
+      if (__all_sync(kFullWarp, ready)) break;
+      if (looks % kLooksPerStop == 0 && StopAsked(buffers)) return;
+    }
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      if (units[r] < 0) continue;
+      message.Store(units[r], in[r]);
+      StoreEmpty(places[r]);
+    }
+  }
+
+  __syncthreads();
+  EndTurn(state, turn);
+}
+
 // Where AddRmsNorm goes on once the sum is there, in the threads that have
 // columns.
 __device__ __forceinline__ void AddToResidual(const float (&sum)[kNormWidth],
@@ -475,6 +591,125 @@ __global__ void __launch_bounds__(kMaxNormThreads)
   EndTurn(state, turn);
 }
 
+// Two shots. The block's first threads sum the rank's share of the row, a unit
+// each, and send it to all ranks, their own included; then every thread takes
+// the sums of its columns from whichever ranks have formed them.
+template <typename O, int kRanks>
+__global__ void __launch_bounds__(kMaxNormThreads)
+    PeerReduceNormTwoShotKernel(const __grid_constant__ PeerBuffers buffers,
+                                const __grid_constant__ AddRmsNormArgs args) {
+  constexpr int kUnitColumns = kUnitBytes / 4;
+  constexpr int kUnits = kNormWidth / kUnitColumns;  // of a thread
+  __shared__ float scratch[kWarpSize];
+  GridTrigger();
+  const int rank = buffers.rank;
+  const int hidden = static_cast<int>(args.out.cols);
+  const int thread = threadIdx.x;
+  const int column = thread * kNormWidth;
+  const bool active = column < hidden;
+  const int64_t i = blockIdx.x;
+  float scale[kNormWidth];
+  if (active) Load(args.weight + column, scale);
+  const int64_t r = args.rows == nullptr ? i : args.rows[i];
+  const int64_t d = args.delta_rows == nullptr ? i : args.delta_rows[i];
+  const float* const delta = RowOf<float>(args.delta, d);
+  float* const residual = RowOf<float>(args.residual, r);
+  const int num_units = hidden / kUnitColumns;
+  // No more than threads, since these have two units each, or one line.
+  const int share = ShareOf(num_units, kRanks);
+  const int sum_unit = rank * share + thread;
+  const bool sums = thread < share && sum_unit < num_units;
+  // What the thread sends is not what it adds up: a warp's stores to the peers
+  // are of whole lines.
+  int sent_units[kUnits], receivers[kUnits];
+  int64_t sum_places[kUnits];  // of the thread's columns, in a row of a set
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    sent_units[u] = u * blockDim.x + thread;
+    receivers[u] = sent_units[u] / share;
+    const int unit = thread * kUnits + u;
+    sum_places[u] =
+        unit / share * buffers.slot_bytes + int64_t{unit} * kUnitBytes;
+  }
+  GridWait();
+  PeerState* const state = buffers.state;
+  const uint32_t turn = state->turn[i];
+  // Asked below, once: a branch here would have the loads wait for this one.
+  const bool stopped = state->stopped != 0;
+  Unit<float> sent[kUnits], mine;
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    if (sent_units[u] < num_units)
+      sent[u].words = reinterpret_cast<const uint4*>(delta)[sent_units[u]];
+  }
+  if (sums) mine.words = reinterpret_cast<const uint4*>(delta)[sum_unit];
+  // Of the row in a message.
+  const int64_t row = (turn % 2) * kRanks * buffers.slot_bytes +
+                      i * hidden * static_cast<int64_t>(sizeof(float));
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    if (stopped || sent_units[u] >= num_units || receivers[u] == rank) continue;
+    StoreShared(buffers.slots[receivers[u]] + row + rank * buffers.slot_bytes +
+                    int64_t{sent_units[u]} * kUnitBytes,
+                WithoutEmptyWords(sent[u].words));
+  }
+  if (stopped) return;
+
+  std::byte* const own = buffers.slots[rank] + row;
+  if (thread / kWarpSize * kWarpSize < share) {
+    std::byte* const place = own + int64_t{sum_unit} * kUnitBytes;
+    Unit<float> in[kRanks];
+    for (int looks = 1;; ++looks) {
+      const bool ready =
+          !sums || LookAtAll(place, buffers.slot_bytes, rank, in);
+      if (__all_sync(kFullWarp, ready)) break;
+      if (looks % kLooksPerStop == 0 && StopAsked(buffers)) return;
+    }
+    if (sums) {
+      const uint4 words = WithoutEmptyWords(SumOf(in, rank, mine).words);
+#pragma unroll
+      for (int p = 1; p <= kRanks; ++p) {
+        StoreShared(buffers.slots[RankAfter<kRanks>(rank, p)] + row +
+                        rank * buffers.slot_bytes +
+                        int64_t{sum_unit} * kUnitBytes,
+                    words);
+      }
+#pragma unroll
+      for (int p = 1; p < kRanks; ++p)
+        StoreEmpty(place + RankAfter<kRanks>(rank, p) * buffers.slot_bytes);
+    }
+  }
+
+  float x[kNormWidth];
+  if (active) Load(residual + column, x);
+  Unit<float> in[kUnits];
+  for (int looks = 1;; ++looks) {
+    bool ready = true;
+    if (active) {
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u)
+        in[u].words = LoadShared(own + sum_places[u]);
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) ready &= !HasEmptyWord(in[u].words);
+    }
+    if (__all_sync(kFullWarp, ready)) break;
+    if (looks % kLooksPerStop == 0 && StopAsked(buffers)) return;
+  }
+
+  float squares = 0;
+  if (active) {
+    float sum[kNormWidth];
+#pragma unroll
+    for (int j = 0; j < kNormWidth; ++j)
+      sum[j] = in[j / kUnitColumns].item[j % kUnitColumns];
+    AddToResidual(sum, residual + column, x, squares);
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) StoreEmpty(own + sum_places[u]);
+  }
+  EndRow<O>(args, column, active, x, squares, scale, scratch);
+  EndTurn(state, turn);
+}
+
 template <typename... Params, typename... Args>
 absl::Status LaunchBlocks(const char* what, int64_t blocks, int threads,
                           cudaStream_t stream, void (*kernel)(Params...),
@@ -491,25 +726,32 @@ absl::Status LaunchBlocks(const char* what, int64_t blocks, int threads,
   return CudaStatus(cudaLaunchKernelEx(&config, kernel, args...), what);
 }
 
-// The kernel of more ranks than two.
+// The kernel of more ranks than two, or of two shots.
 template <typename T, bool kWhole>
 absl::Status LaunchOn(const PeerBuffers& buffers,
-                      const Message<T, kWhole>& message, cudaStream_t stream,
-                      const PeerShape& shape) {
-  auto* const kernel = buffers.world_size == 4 ? PeerReduceKernel<T, 4, kWhole>
-                                               : PeerReduceKernel<T, 8, kWhole>;
-  const int64_t num_units =
-      CeilDiv(message.n * static_cast<int64_t>(sizeof(T)), kUnitBytes);
+                      const Message<T, kWhole>& message, bool two_shots,
+                      cudaStream_t stream, const PeerShape& shape) {
+  const int ranks = buffers.world_size;
+  auto* const kernel =
+      two_shots ? (ranks == 2   ? PeerReduceTwoShotKernel<T, 2, kWhole>
+                   : ranks == 4 ? PeerReduceTwoShotKernel<T, 4, kWhole>
+                                : PeerReduceTwoShotKernel<T, 8, kWhole>)
+                : (ranks == 4 ? PeerReduceKernel<T, 4, kWhole>
+                              : PeerReduceKernel<T, 8, kWhole>);
+  const int num_units = static_cast<int>(
+      CeilDiv(message.n * static_cast<int64_t>(sizeof(T)), kUnitBytes));
+  // Of a thread each.
+  const int64_t work = two_shots ? ShareOf(num_units, ranks) : num_units;
   // What a thread sends and looks at grows with the ranks, so few units are
   // better off on many SMs.
   int threads = shape.threads;
   while (threads > kMinThreads && threads % (2 * kWarpSize) == 0 &&
-         CeilDiv(num_units, threads / 2) <=
+         CeilDiv(work, threads / 2) <=
              std::min(kSpreadBlocks, shape.max_blocks)) {
     threads /= 2;
   }
   const int64_t blocks =
-      std::min<int64_t>(CeilDiv(num_units, threads), shape.max_blocks);
+      std::min<int64_t>(CeilDiv(work, threads), shape.max_blocks);
   return LaunchBlocks("launch of PeerReduce", blocks, threads, stream, kernel,
                       buffers, message);
 }
@@ -520,12 +762,15 @@ absl::Status LaunchFor(const PeerBuffers& buffers, void* x, int64_t n,
   const int64_t bytes = n * static_cast<int64_t>(sizeof(T));
   const bool aligned = reinterpret_cast<uintptr_t>(x) % kUnitBytes == 0;
   T* const typed = static_cast<T*>(x);
-  if (buffers.world_size > 2) {
+  const bool two_shots =
+      PeerFormOf(shape.form, PeerMessage::kSum, buffers.world_size, bytes) ==
+      PeerForm::kTwoShot;
+  if (buffers.world_size > 2 || two_shots) {
     return aligned && bytes % kUnitBytes == 0
-               ? LaunchOn(buffers, Message<T, true>{typed, n, aligned}, stream,
-                          shape)
-               : LaunchOn(buffers, Message<T, false>{typed, n, aligned}, stream,
-                          shape);
+               ? LaunchOn(buffers, Message<T, true>{typed, n, aligned},
+                          two_shots, stream, shape)
+               : LaunchOn(buffers, Message<T, false>{typed, n, aligned},
+                          two_shots, stream, shape);
   }
   const int64_t blocks = std::min<int64_t>(
       CeilDiv(CeilDiv(bytes, kUnitBytes), shape.threads), shape.max_blocks);
@@ -535,10 +780,19 @@ absl::Status LaunchFor(const PeerBuffers& buffers, void* x, int64_t n,
 
 template <typename O>
 absl::Status LaunchNormFor(const PeerBuffers& buffers,
-                           const AddRmsNormArgs& args, cudaStream_t stream) {
-  auto* const kernel = buffers.world_size == 2   ? PeerReduceNormKernel<O, 2>
-                       : buffers.world_size == 4 ? PeerReduceNormKernel<O, 4>
-                                                 : PeerReduceNormKernel<O, 8>;
+                           const AddRmsNormArgs& args, cudaStream_t stream,
+                           PeerForm form) {
+  const int ranks = buffers.world_size;
+  const int64_t bytes =
+      args.out.rows * args.out.cols * static_cast<int64_t>(sizeof(float));
+  auto* const kernel = PeerFormOf(form, PeerMessage::kSumAndNorm, ranks,
+                                  bytes) == PeerForm::kTwoShot
+                           ? (ranks == 2   ? PeerReduceNormTwoShotKernel<O, 2>
+                              : ranks == 4 ? PeerReduceNormTwoShotKernel<O, 4>
+                                           : PeerReduceNormTwoShotKernel<O, 8>)
+                           : (ranks == 2   ? PeerReduceNormKernel<O, 2>
+                              : ranks == 4 ? PeerReduceNormKernel<O, 4>
+                                           : PeerReduceNormKernel<O, 8>);
   return LaunchBlocks("launch of PeerReduceNorm", args.out.rows,
                       NormThreads(args.out.cols, kNormWidth), stream, kernel,
                       buffers, args);
@@ -578,7 +832,7 @@ bool CanReduceNorm(const PeerBuffers& buffers, const AddRmsNormArgs& args) {
 
 absl::Status LaunchPeerReduceNorm(const PeerBuffers& buffers,
                                   const AddRmsNormArgs& args,
-                                  cudaStream_t stream) {
+                                  cudaStream_t stream, PeerForm form) {
   SY_CHECK(buffers.world_size == 2 || buffers.world_size == 4 ||
            buffers.world_size == 8);
   SY_CHECK(CanReduceNorm(buffers, args));
@@ -587,8 +841,8 @@ absl::Status LaunchPeerReduceNorm(const PeerBuffers& buffers,
            AlignedTo(args.out, kUnitBytes) &&
            reinterpret_cast<uintptr_t>(args.weight) % kUnitBytes == 0);
   return args.out.dtype == DType::kF32
-             ? LaunchNormFor<float>(buffers, args, stream)
-             : LaunchNormFor<bf16>(buffers, args, stream);
+             ? LaunchNormFor<float>(buffers, args, stream, form)
+             : LaunchNormFor<bf16>(buffers, args, stream, form);
 }
 
 }  // namespace switchyard

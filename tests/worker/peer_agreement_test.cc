@@ -7,7 +7,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
-#include "worker/peer_collective.h"
 #include "worker/rendezvous.h"
 
 namespace switchyard {
@@ -109,15 +108,6 @@ TEST(PeerAgreementTest, APeerThatSaysNothingSensibleIsAnError) {
   const auto result = AgreeOnPeers(options, table, memory);
   EXPECT_EQ(result.status().code(), absl::StatusCode::kInternal);
   EXPECT_NE(result.status().message().find("rank 1"), absl::string_view::npos);
-}
-
-TEST(PeerAgreementTest, MessagesFitVectorsAndShrinkWithTheGroup) {
-  for (int world_size : {2, 4, 8}) {
-    EXPECT_EQ(PeerMessageLimit(world_size) % 16, 0);
-    EXPECT_LE(PeerMessageLimit(world_size) * (world_size - 1),
-              PeerMessageLimit(2));
-    EXPECT_GE(PeerMessageLimit(world_size), 64 * 5120 * 4 / world_size);
-  }
 }
 
 }  // namespace

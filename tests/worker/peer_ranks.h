@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -15,6 +16,9 @@
 #include "worker/peer_reduce.h"
 
 namespace switchyard {
+
+inline constexpr PeerForm kPeerForms[] = {PeerForm::kOneShot,
+                                          PeerForm::kTwoShot};
 
 #define ASSERT_CUDA(call) ASSERT_EQ((call), cudaSuccess)
 
@@ -73,6 +77,40 @@ class PeerRanksTest : public testing::TestWithParam<int> {
   }
 
   int world_size() const { return GetParam(); }
+
+  // As if all peers had sent rank 0 its share of `bytes` at `offset` of message
+  // `turn`, in two shots: zeros. Rank 0 then sums, and waits for their sums.
+  void SendFirstHopToRank0(uint32_t turn, int64_t offset, int64_t bytes) {
+    const PeerBuffers& b = ranks_[0].buffers;
+    const int64_t lines = (bytes + 127) / 128;
+    const int64_t share = (lines + world_size() - 1) / world_size() * 128;
+    for (int r = 1; r < world_size(); ++r) {
+      ASSERT_CUDA(cudaMemset(
+          b.slots[0] + (turn % 2 * world_size() + r) * b.slot_bytes + offset, 0,
+          std::min(share, bytes)));
+    }
+    ASSERT_CUDA(cudaDeviceSynchronize());
+  }
+  // The first word that rank 1 has from rank 0 there. In two shots its share
+  // is not what it would be sent before the sum.
+  uint32_t FirstWordFromRank0(uint32_t turn, int64_t offset) {
+    const PeerBuffers& b = ranks_[1].buffers;
+    uint32_t word = 0;
+    EXPECT_EQ(
+        cudaMemcpy(&word,
+                   b.slots[1] + turn % 2 * world_size() * b.slot_bytes + offset,
+                   4, cudaMemcpyDeviceToHost),
+        cudaSuccess);
+    return word;
+  }
+  // Messages that rank 0 has been part of.
+  uint32_t TurnOfRank0() {
+    uint32_t turn = 0;
+    EXPECT_EQ(cudaMemcpy(&turn, ranks_[0].buffers.state->turn, 4,
+                         cudaMemcpyDeviceToHost),
+              cudaSuccess);
+    return turn;
+  }
 
   // Numbers of unlike magnitudes, so that sums round.
   std::vector<float> DrawOne(int64_t n) {

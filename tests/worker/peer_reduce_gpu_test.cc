@@ -34,11 +34,30 @@ class PeerReduceTest : public PeerRanksTest {
     for (std::byte* x : x_) cudaFree(x);
   }
 
+  // In both forms, whose results are the same bits on all ranks.
+  void Check(const std::vector<std::vector<float>>& all, CollectiveType type,
+             int64_t offset, PeerShape shape) {
+    std::vector<std::byte> first;
+    for (const PeerForm form : kPeerForms) {
+      shape.form = form;
+      CheckForm(all, type, offset, shape);
+      if (HasFatalFailure()) return;
+      for (const std::byte* x : x_) {
+        std::vector<std::byte> sum(all[0].size() * CollectiveTypeBytes(type));
+        ASSERT_CUDA(cudaMemcpy(sum.data(), x + offset, sum.size(),
+                               cudaMemcpyDeviceToHost));
+        if (first.empty()) first = sum;
+        EXPECT_TRUE(sum == first)
+            << all[0].size() << " elements of " << world_size() << " ranks";
+      }
+    }
+  }
+
   // Sums the ranks' numbers, which lie `offset` bytes behind an aligned
   // address, and compares every rank's result with the sum in rank order, bit
   // for bit.
-  void Check(const std::vector<std::vector<float>>& all, CollectiveType type,
-             int64_t offset, PeerShape shape) {
+  void CheckForm(const std::vector<std::vector<float>>& all,
+                 CollectiveType type, int64_t offset, PeerShape shape) {
     const int64_t n = all[0].size();
     const bool bf16 = type == CollectiveType::kBfloat16;
     const int64_t bytes = n * CollectiveTypeBytes(type);
@@ -91,7 +110,9 @@ class PeerReduceTest : public PeerRanksTest {
       }
       EXPECT_EQ(wrong, 0) << "rank " << rank.buffers.rank << " of "
                           << world_size() << ", " << n << " elements, offset "
-                          << offset << (bf16 ? ", bf16" : ", fp32");
+                          << offset << (bf16 ? ", bf16" : ", fp32")
+                          << (shape.form == PeerForm::kTwoShot ? ", two shots"
+                                                               : "");
       for (int64_t i = 0; i < kSlotBytes + 64; ++i) {
         if (i >= offset && i < offset + bytes) continue;
         ASSERT_EQ(host[i], std::byte{0xa5}) << "byte " << i << " of " << bytes;
@@ -106,7 +127,8 @@ class PeerReduceTest : public PeerRanksTest {
 };
 
 TEST_P(PeerReduceTest, SumsInRankOrderWhateverTheSize) {
-  for (int64_t n : {1, 2, 3, 4, 5, 7, 8, 9, 33, 1000, 5119, 5120, 65536}) {
+  // In two shots some have shares of a line, ragged ones, or none.
+  for (int64_t n : {1, 2, 3, 4, 5, 7, 8, 9, 33, 257, 1000, 5119, 5120, 65536}) {
     Check(Draw(n), CollectiveType::kFloat32, 0, kShape);
     Check(Draw(n), CollectiveType::kBfloat16, 0, kShape);
     // The count of blocks changes from message to message.
@@ -161,10 +183,11 @@ TEST_P(PeerReduceTest, GraphsReplayManyTimes) {
     ASSERT_CUDA(
         cudaStreamBeginCapture(rank.stream, cudaStreamCaptureModeThreadLocal));
     for (int call = 0; call < kCalls; ++call) {
+      PeerShape shape = kShape;  // every length in both forms
+      shape.form = kPeerForms[call / 2 % 2];
       ASSERT_TRUE(LaunchPeerReduce(rank.buffers, x_[rank.buffers.rank],
                                    call % 2 == 0 ? kElements : 5,
-                                   CollectiveType::kFloat32, rank.stream,
-                                   kShape)
+                                   CollectiveType::kFloat32, rank.stream, shape)
                       .ok());
     }
     cudaGraph_t graph;
@@ -205,20 +228,101 @@ TEST_P(PeerReduceTest, GraphsReplayManyTimes) {
   for (cudaGraphExec_t graph : graphs) cudaGraphExecDestroy(graph);
 }
 
+TEST_P(PeerReduceTest, WaitsForARankThatComesLate) {
+  WarmUp();
+  constexpr int64_t kElements = 20000;
+  for (const PeerForm form : kPeerForms) {
+    PeerShape shape = kShape;
+    shape.form = form;
+    // Another rank each time; what it sums comes late as well.
+    for (int late = 0; late < world_size(); ++late) {
+      const auto all = Draw(kElements);
+      const auto launch = [&](int r) {
+        const absl::Status status =
+            LaunchPeerReduce(ranks_[r].buffers, x_[r], kElements,
+                             CollectiveType::kFloat32, ranks_[r].stream, shape);
+        ASSERT_TRUE(status.ok()) << status;
+      };
+      for (int r = 0; r < world_size(); ++r) {
+        ASSERT_CUDA(cudaMemcpy(x_[r], all[r].data(), kElements * 4,
+                               cudaMemcpyHostToDevice));
+      }
+      ASSERT_CUDA(cudaDeviceSynchronize());
+      for (int r = 0; r < world_size(); ++r)
+        if (r != late) launch(r);
+      const auto start = std::chrono::steady_clock::now();
+      while (std::chrono::steady_clock::now() - start <
+             std::chrono::milliseconds(2)) {
+        for (int r = 0; r < world_size(); ++r) {
+          if (r == late) continue;
+          ASSERT_EQ(cudaStreamQuery(ranks_[r].stream), cudaErrorNotReady);
+        }
+      }
+      launch(late);
+      for (PeerRank& rank : ranks_)
+        ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+      for (int r = 0; r < world_size(); ++r) {
+        std::vector<float> got(kElements);
+        ASSERT_CUDA(cudaMemcpy(got.data(), x_[r], kElements * 4,
+                               cudaMemcpyDeviceToHost));
+        for (int64_t i = 0; i < kElements; ++i) {
+          float want = all[0][i];
+          for (int p = 1; p < world_size(); ++p) want += all[p][i];
+          ASSERT_EQ(got[i], want) << "element " << i << " of rank " << r;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(PeerReduceTest, StoppingEndsKernelsThatWait) {
   WarmUp();
+  for (const PeerForm form : kPeerForms) {
+    PeerRank& rank = ranks_[form == PeerForm::kTwoShot ? 1 : 0];
+    PeerShape shape = kShape;
+    shape.form = form;
+    for (int call = 0; call < 200; ++call) {
+      ASSERT_TRUE(LaunchPeerReduce(rank.buffers, x_[rank.buffers.rank], 5120,
+                                   CollectiveType::kFloat32, rank.stream, shape)
+                      .ok());
+    }
+    // No peer takes part, so it is not done whenever this is asked.
+    ASSERT_EQ(cudaStreamQuery(rank.stream), cudaErrorNotReady);
+    const auto start = std::chrono::steady_clock::now();
+    __atomic_store_n(rank.stop, 1u, __ATOMIC_RELEASE);
+    ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+    EXPECT_LT(std::chrono::steady_clock::now() - start,
+              std::chrono::seconds(1));
+  }
+}
+
+TEST_P(PeerReduceTest, StoppingEndsKernelsThatWaitForSums) {
+  WarmUp();
+  constexpr int64_t kElements = 5120;
   PeerRank& rank = ranks_[0];
+  const uint32_t turn = TurnOfRank0();
+  SendFirstHopToRank0(turn, 0, kElements * 4);
+  ASSERT_CUDA(cudaMemset(x_[0], 0, kElements * 4));
+  ASSERT_CUDA(cudaDeviceSynchronize());
+  PeerShape shape = kShape;
+  shape.form = PeerForm::kTwoShot;
   for (int call = 0; call < 200; ++call) {
-    ASSERT_TRUE(LaunchPeerReduce(rank.buffers, x_[0], 5120,
-                                 CollectiveType::kFloat32, rank.stream, kShape)
+    ASSERT_TRUE(LaunchPeerReduce(rank.buffers, x_[0], kElements,
+                                 CollectiveType::kFloat32, rank.stream, shape)
                     .ok());
   }
-  // No peer takes part, so it is not done whenever this is asked.
-  ASSERT_EQ(cudaStreamQuery(rank.stream), cudaErrorNotReady);
+  // It sends its sum, and has none from its peers.
   const auto start = std::chrono::steady_clock::now();
+  while (FirstWordFromRank0(turn, 0) == kEmptyWord) {
+    ASSERT_LT(std::chrono::steady_clock::now() - start,
+              std::chrono::seconds(10));
+  }
+  ASSERT_EQ(cudaStreamQuery(rank.stream), cudaErrorNotReady);
+  const auto stopping = std::chrono::steady_clock::now();
   __atomic_store_n(rank.stop, 1u, __ATOMIC_RELEASE);
   ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(1));
+  EXPECT_LT(std::chrono::steady_clock::now() - stopping,
+            std::chrono::seconds(1));
 }
 
 INSTANTIATE_TEST_SUITE_P(Ranks, PeerReduceTest, testing::Values(2, 4, 8));

@@ -123,12 +123,13 @@ class PeerReduceNormTest : public PeerRanksTest {
     ASSERT_TRUE(status.ok()) << status;
   }
 
-  void LaunchKernel(const std::vector<Matrices>& all, int first) {
+  void LaunchKernel(const std::vector<Matrices>& all, int first,
+                    PeerForm form) {
     for (size_t i = 0; i < all.size(); ++i) {
       const size_t r = (i + first) % all.size();
       ASSERT_TRUE(CanReduceNorm(ranks_[r].buffers, all[r].args));
       const absl::Status status = LaunchPeerReduceNorm(
-          ranks_[r].buffers, all[r].args, ranks_[r].stream);
+          ranks_[r].buffers, all[r].args, ranks_[r].stream, form);
       ASSERT_TRUE(status.ok()) << status;
     }
   }
@@ -154,13 +155,17 @@ class PeerReduceNormTest : public PeerRanksTest {
     }
   }
 
+  // In both forms.
   void Check(const Shape& shape) {
-    const std::vector<Matrices> all = Make(shape);
-    LaunchOps(all);
-    LaunchKernel(all, shape.rows % world_size());
-    for (PeerRank& rank : ranks_)
-      ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
-    ExpectSameBits(all, shape);
+    for (const PeerForm form : kPeerForms) {
+      SCOPED_TRACE(form == PeerForm::kTwoShot ? "two shots" : "one shot");
+      const std::vector<Matrices> all = Make(shape);
+      LaunchOps(all);
+      LaunchKernel(all, shape.rows % world_size(), form);
+      for (PeerRank& rank : ranks_)
+        ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+      ExpectSameBits(all, shape);
+    }
   }
 
   std::unique_ptr<Device> device_;
@@ -187,25 +192,28 @@ TEST_P(PeerReduceNormTest, FollowsTheRowMaps) {
     Check({rows, 520, DType::kBF16, /*maps=*/true});
 }
 
-// A row's bits are its own, whatever travels beside it.
+// A row's bits are its own, whatever travels beside it, and in whatever form.
 TEST_P(PeerReduceNormTest, ARowDoesNotDependOnItsNeighbours) {
   const Shape shape{16, 1024};
-  std::vector<Matrices> all = Make(shape);
-  LaunchKernel(all, 0);
-  for (PeerRank& rank : ranks_) ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
-  // The same rows one by one, on the copies.
-  for (int64_t row = 0; row < shape.rows; ++row) {
-    std::vector<Matrices> one = all;
-    for (Matrices& m : one) {
-      m.args = m.reference;
-      for (MatrixView* view : {&m.args.residual, &m.args.delta, &m.args.out})
-        *view = view->Rows(row, 1);
-    }
-    LaunchKernel(one, 0);
+  for (const PeerForm form : kPeerForms) {
+    std::vector<Matrices> all = Make(shape);
+    LaunchKernel(all, 0, form);
     for (PeerRank& rank : ranks_)
       ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+    // The same rows one by one, on the copies.
+    for (int64_t row = 0; row < shape.rows; ++row) {
+      std::vector<Matrices> one = all;
+      for (Matrices& m : one) {
+        m.args = m.reference;
+        for (MatrixView* view : {&m.args.residual, &m.args.delta, &m.args.out})
+          *view = view->Rows(row, 1);
+      }
+      LaunchKernel(one, 0, kPeerForms[row % 2]);
+      for (PeerRank& rank : ranks_)
+        ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+    }
+    ExpectSameBits(all, shape);
   }
-  ExpectSameBits(all, shape);
 }
 
 // Layers that go on from one residual, with plain sums between, again and
@@ -231,7 +239,7 @@ TEST_P(PeerReduceNormTest, GraphsReplayManyTimes) {
                                        cudaStreamCaptureModeThreadLocal));
     for (int i = 0; i < kCalls; ++i) {
       ASSERT_TRUE(LaunchPeerReduceNorm(ranks_[r].buffers, calls[i][r].args,
-                                       ranks_[r].stream)
+                                       ranks_[r].stream, kPeerForms[i / 2 % 2])
                       .ok());
       if (i % 2 == 0) continue;
       ASSERT_TRUE(LaunchPeerReduce(ranks_[r].buffers, words[r], 1,
@@ -267,42 +275,80 @@ TEST_P(PeerReduceNormTest, GraphsReplayManyTimes) {
 TEST_P(PeerReduceNormTest, WaitsForARankThatComesLate) {
   const Shape shape{4, 2048};
   Check(shape);  // loads the kernels
-  const std::vector<Matrices> all = Make(shape);
-  LaunchOps(all);
-  for (size_t r = 1; r < ranks_.size(); ++r) {
-    ASSERT_TRUE(
-        LaunchPeerReduceNorm(ranks_[r].buffers, all[r].args, ranks_[r].stream)
-            .ok());
+  for (const PeerForm form : kPeerForms) {
+    const std::vector<Matrices> all = Make(shape);
+    LaunchOps(all);
+    for (size_t r = 1; r < ranks_.size(); ++r) {
+      ASSERT_TRUE(LaunchPeerReduceNorm(ranks_[r].buffers, all[r].args,
+                                       ranks_[r].stream, form)
+                      .ok());
+    }
+    // Whoever waits has sent what it sends first, and looks again and again.
+    const auto start = std::chrono::steady_clock::now();
+    while (std::chrono::steady_clock::now() - start <
+           std::chrono::milliseconds(20)) {
+      for (size_t r = 1; r < ranks_.size(); ++r)
+        ASSERT_EQ(cudaStreamQuery(ranks_[r].stream), cudaErrorNotReady);
+    }
+    ASSERT_TRUE(LaunchPeerReduceNorm(ranks_[0].buffers, all[0].args,
+                                     ranks_[0].stream, form)
+                    .ok());
+    for (PeerRank& rank : ranks_)
+      ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+    ExpectSameBits(all, shape);
   }
-  // Whoever waits has sent its rows, and looks again and again.
-  const auto start = std::chrono::steady_clock::now();
-  while (std::chrono::steady_clock::now() - start <
-         std::chrono::milliseconds(20)) {
-    for (size_t r = 1; r < ranks_.size(); ++r)
-      ASSERT_EQ(cudaStreamQuery(ranks_[r].stream), cudaErrorNotReady);
-  }
-  ASSERT_TRUE(
-      LaunchPeerReduceNorm(ranks_[0].buffers, all[0].args, ranks_[0].stream)
-          .ok());
-  for (PeerRank& rank : ranks_) ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
-  ExpectSameBits(all, shape);
 }
 
 TEST_P(PeerReduceNormTest, StoppingEndsKernelsThatWait) {
   const Shape shape{4, 2048};
   Check(shape);  // loads the kernels
   const std::vector<Matrices> all = Make(shape);
-  PeerRank& rank = ranks_[0];
-  for (int call = 0; call < 100; ++call) {
-    ASSERT_TRUE(
-        LaunchPeerReduceNorm(rank.buffers, all[0].args, rank.stream).ok());
+  for (const PeerForm form : kPeerForms) {
+    const int r = form == PeerForm::kTwoShot ? 1 : 0;
+    PeerRank& rank = ranks_[r];
+    for (int call = 0; call < 100; ++call) {
+      ASSERT_TRUE(
+          LaunchPeerReduceNorm(rank.buffers, all[r].args, rank.stream, form)
+              .ok());
+    }
+    // No peer takes part, so it is not done whenever this is asked.
+    ASSERT_EQ(cudaStreamQuery(rank.stream), cudaErrorNotReady);
+    const auto start = std::chrono::steady_clock::now();
+    __atomic_store_n(rank.stop, 1u, __ATOMIC_RELEASE);
+    ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+    EXPECT_LT(std::chrono::steady_clock::now() - start,
+              std::chrono::seconds(1));
   }
-  // No peer takes part, so it is not done whenever this is asked.
-  ASSERT_EQ(cudaStreamQuery(rank.stream), cudaErrorNotReady);
+}
+
+TEST_P(PeerReduceNormTest, StoppingEndsKernelsThatWaitForSums) {
+  const Shape shape{4, 2048};
+  Check(shape);  // loads the kernels
+  const std::vector<Matrices> all = Make(shape);
+  PeerRank& rank = ranks_[0];
+  const uint32_t turn = TurnOfRank0();
+  const int64_t row_bytes = shape.hidden * 4;
+  for (int64_t row = 0; row < shape.rows; ++row)
+    SendFirstHopToRank0(turn, row * row_bytes, row_bytes);
+  for (int call = 0; call < 100; ++call) {
+    ASSERT_TRUE(LaunchPeerReduceNorm(rank.buffers, all[0].args, rank.stream,
+                                     PeerForm::kTwoShot)
+                    .ok());
+  }
+  // It sends its sums, and has none from its peers.
   const auto start = std::chrono::steady_clock::now();
+  for (int64_t row = 0; row < shape.rows; ++row) {
+    while (FirstWordFromRank0(turn, row * row_bytes) == kEmptyWord) {
+      ASSERT_LT(std::chrono::steady_clock::now() - start,
+                std::chrono::seconds(10));
+    }
+  }
+  ASSERT_EQ(cudaStreamQuery(rank.stream), cudaErrorNotReady);
+  const auto stopping = std::chrono::steady_clock::now();
   __atomic_store_n(rank.stop, 1u, __ATOMIC_RELEASE);
   ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(1));
+  EXPECT_LT(std::chrono::steady_clock::now() - stopping,
+            std::chrono::seconds(1));
 }
 
 // Which shapes have the kernel does not depend on where matrices lie.
