@@ -18,8 +18,12 @@
 #include "cli/bench_engine.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "kernels/device.h"
 #include "kernels/dtype.h"
+#include "kernels/op_context.h"
+#include "kernels/rms_norm.h"
 #include "kernels/status.h"
+#include "kernels/tensor.h"
 #include "worker/step_device.h"
 
 namespace switchyard {
@@ -39,6 +43,7 @@ struct CollectiveBenchOptions {
   int32_t num_calls = 96;  // of a step: two for each of 48 layers
   int32_t num_repeats = 20;
   bool bf16 = false;
+  int32_t norm_columns = 0;  // of rows that are summed, added and normed; 0: no
   bool graphs = true;
   std::optional<std::string> json_path;
 };
@@ -77,15 +82,90 @@ float Draw(uint64_t seed, int rank, int64_t index) {
                     -20 + static_cast<int>(x >> 61));
 }
 
+// What is timed: a sum over the ranks, or one with the residual and the norm
+// that follow it in a layer.
+class Message {
+ public:
+  static absl::StatusOr<Message> Make(RankDevice* rank,
+                                      const CollectiveBenchOptions& options,
+                                      int64_t bytes) {
+    Message m;
+    m.rank_ = rank;
+    m.type_ =
+        options.bf16 ? CollectiveType::kBfloat16 : CollectiveType::kFloat32;
+    const int64_t columns = options.norm_columns;
+    const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(float));
+    if (columns > 0)
+      bytes = std::max<int64_t>(1, bytes / row_bytes) * row_bytes;
+    m.bytes_ = bytes;
+    SY_ASSIGN_OR_RETURN(m.x_, rank->device->Allocate(bytes));
+    if (columns > 0) {
+      for (DeviceBuffer* buffer : {&m.residual_, &m.out_}) {
+        SY_ASSIGN_OR_RETURN(*buffer, rank->device->Allocate(bytes));
+      }
+      SY_ASSIGN_OR_RETURN(m.weight_, rank->device->Allocate(row_bytes));
+      SY_RETURN_IF_ERROR(rank->device->Fill(m.weight_.get(), 0, row_bytes));
+      const int64_t rows = bytes / row_bytes;
+      m.args_.delta = MakeMatrix(m.x_.get(), DType::kF32, rows, columns);
+      m.args_.residual =
+          MakeMatrix(m.residual_.get(), DType::kF32, rows, columns);
+      // The activation type.
+      m.args_.out =
+          MakeMatrix(m.out_.get(),
+                     rank->device->type() == DeviceType::kCuda ? DType::kBF16
+                                                               : DType::kF32,
+                     rows, columns);
+      m.args_.weight = reinterpret_cast<const float*>(m.weight_.get());
+      m.args_.epsilon = 1e-5f;
+    }
+    return m;
+  }
+
+  int64_t bytes() const { return bytes_; }
+  int64_t num_elements() const { return bytes_ / CollectiveTypeBytes(type_); }
+  bool bf16() const { return type_ == CollectiveType::kBfloat16; }
+  std::byte* x() const { return x_.get(); }
+  // Where the sum is afterwards.
+  std::byte* sum() const {
+    return residual_ == nullptr ? x_.get() : residual_.get();
+  }
+
+  absl::Status Clear() const {
+    SY_RETURN_IF_ERROR(rank_->device->Fill(x_.get(), 0, bytes_));
+    if (residual_ == nullptr) return absl::OkStatus();
+    return rank_->device->Fill(residual_.get(), 0, bytes_);
+  }
+
+  absl::Status Reduce(const OpContext& context) const {
+    void* const stream = rank_->device->stream();
+    if (residual_ != nullptr) {
+      SY_ASSIGN_OR_RETURN(
+          const bool done,
+          rank_->collective->TryAllReduceAddRmsNorm(args_, stream));
+      if (done) return absl::OkStatus();
+    }
+    SY_RETURN_IF_ERROR(rank_->collective->AllReduceSum(x_.get(), num_elements(),
+                                                       type_, stream));
+    return residual_ == nullptr ? absl::OkStatus() : AddRmsNorm(context, args_);
+  }
+
+ private:
+  RankDevice* rank_ = nullptr;
+  CollectiveType type_ = CollectiveType::kFloat32;
+  int64_t bytes_ = 0;
+  DeviceBuffer x_, residual_, out_, weight_;
+  AddRmsNormArgs args_;
+};
+
 // Sums new numbers over the ranks. True if the result is what a sum in rank
 // order gives, bit for bit; an error if an element is further off than the
 // rounding of any other order could bring it.
-absl::StatusOr<bool> CheckSum(const RankDevice& rank, std::byte* buffer,
-                              int64_t num_elements, CollectiveType type,
-                              uint64_t seed) {
+absl::StatusOr<bool> CheckSum(const RankDevice& rank, const OpContext& context,
+                              const Message& message, uint64_t seed) {
+  const int64_t num_elements = message.num_elements();
+  const int64_t bytes = message.bytes();
   const int world_size = rank.collective->world_size();
-  const bool bf16 = type == CollectiveType::kBfloat16;
-  const int64_t bytes = num_elements * CollectiveTypeBytes(type);
+  const bool bf16 = message.bf16();
   std::vector<float> fp32(num_elements);
   std::vector<uint16_t> half(bf16 ? num_elements : 0);
   const auto draw = [&](int of_rank, int64_t i) {
@@ -97,10 +177,10 @@ absl::StatusOr<bool> CheckSum(const RankDevice& rank, std::byte* buffer,
     if (bf16) half[i] = FloatToBF16(fp32[i]);
   }
   void* const host = bf16 ? static_cast<void*>(half.data()) : fp32.data();
-  SY_RETURN_IF_ERROR(rank.device->CopyToDevice(buffer, host, bytes));
-  SY_RETURN_IF_ERROR(rank.collective->AllReduceSum(buffer, num_elements, type,
-                                                   rank.device->stream()));
-  SY_RETURN_IF_ERROR(rank.device->CopyToHost(host, buffer, bytes));
+  SY_RETURN_IF_ERROR(message.Clear());
+  SY_RETURN_IF_ERROR(rank.device->CopyToDevice(message.x(), host, bytes));
+  SY_RETURN_IF_ERROR(message.Reduce(context));
+  SY_RETURN_IF_ERROR(rank.device->CopyToHost(host, message.sum(), bytes));
   SY_RETURN_IF_ERROR(rank.device->Synchronize());
   bool exact = true;
   const float epsilon = world_size * (bf16 ? 0x1p-8f : 0x1p-23f);
@@ -129,35 +209,31 @@ absl::StatusOr<std::vector<SizeResult>> MeasureSizes(
                       ParseSizes(options.sizes));
   SY_ASSIGN_OR_RETURN(RankDevice rank, JoinRanks(options.ranks));
   *device_name = rank.device->name();
-  const CollectiveType type =
-      options.bf16 ? CollectiveType::kBfloat16 : CollectiveType::kFloat32;
+  Workspace workspace;
+  OpContext context;
+  context.device = rank.device.get();
+  context.workspace = &workspace;
   const std::unique_ptr<StepDevice> recorder =
       MakeStepDevice(rank.device.get());
   const bool graphs = options.graphs && recorder->has_graphs();
   // New with every run, and the same on all ranks.
   const uint64_t seed = std::hash<std::string>()(options.ranks.rendezvous_dir);
   std::vector<SizeResult> results;
-  for (const int64_t bytes : sizes) {
-    SY_ASSIGN_OR_RETURN(const DeviceBuffer buffer,
-                        rank.device->Allocate(bytes));
+  for (const int64_t size : sizes) {
+    SY_ASSIGN_OR_RETURN(const Message message,
+                        Message::Make(&rank, options, size));
     const auto run = [&]() -> absl::Status {
       for (int32_t i = 0; i < options.num_calls; ++i) {
-        SY_RETURN_IF_ERROR(rank.collective->AllReduceSum(
-            buffer.get(), bytes / CollectiveTypeBytes(type), type,
-            rank.device->stream()));
+        SY_RETURN_IF_ERROR(message.Reduce(context));
       }
       return absl::OkStatus();
     };
     // The first connects. Then no sum that an earlier one left would do.
-    SY_ASSIGN_OR_RETURN(
-        bool exact, CheckSum(rank, buffer.get(),
-                             bytes / CollectiveTypeBytes(type), type, seed));
-    SY_ASSIGN_OR_RETURN(
-        const bool again,
-        CheckSum(rank, buffer.get(), bytes / CollectiveTypeBytes(type), type,
-                 seed + 1));
+    SY_ASSIGN_OR_RETURN(bool exact, CheckSum(rank, context, message, seed));
+    SY_ASSIGN_OR_RETURN(const bool again,
+                        CheckSum(rank, context, message, seed + 1));
     exact = exact && again;
-    SY_RETURN_IF_ERROR(rank.device->Fill(buffer.get(), 0, bytes));
+    SY_RETURN_IF_ERROR(message.Clear());
     SY_RETURN_IF_ERROR(run());
     SY_RETURN_IF_ERROR(rank.device->Synchronize());
     std::unique_ptr<StepGraph> graph;
@@ -176,7 +252,7 @@ absl::StatusOr<std::vector<SizeResult>> MeasureSizes(
                    options.num_calls);
     }
     results.push_back(
-        {bytes, Summarize(std::move(ms)), exact, graph != nullptr});
+        {message.bytes(), Summarize(std::move(ms)), exact, graph != nullptr});
   }
   return results;
 }
@@ -284,6 +360,7 @@ absl::Status RunHere(const CollectiveBenchOptions& options) {
                          {"world_size", options.ranks.world_size},
                          {"type", options.bf16 ? "bf16" : "fp32"},
                          {"calls_per_replay", options.num_calls},
+                         {"norm_columns", options.norm_columns},
                          {"results", nlohmann::json::array()}};
   PrintHeading();
   for (const SizeResult& result : results) {
@@ -319,10 +396,20 @@ int BenchCollective(absl::Span<const std::string> args) {
   flags.Int("repeats", &options.num_repeats, 1, 1 << 16, "runs that are timed");
   flags.Bool("bf16", &options.bf16,
              "sum bf16 instead of fp32, which the residual stream is");
+  flags.Int("norm-columns", &options.norm_columns, 0, 8192,
+            "sum as many whole rows of so many columns as a size has, and go "
+            "on with the residual and the norm, as a layer does; 0: sum only");
   flags.Bool("graphs", &options.graphs, "record a run as a CUDA graph");
   flags.String("json", &options.json_path, "FILE", "the results as JSON, too");
   if (std::optional<int> exit_code = flags.ParseOrExitCode(args))
     return *exit_code;
+
+  if (options.norm_columns > 0 &&
+      (options.bf16 || options.norm_columns % 8 != 0)) {
+    return Fail("bench collective",
+                absl::InvalidArgumentError(
+                    "--norm-columns takes fp32 and a multiple of 8 columns"));
+  }
 
   const std::vector<std::string> arguments(args.begin(), args.end());
   if (options.algorithms != std::vector<std::string>{"default"}) {
