@@ -7,6 +7,7 @@
 #define SWITCHYARD_TESTS_KERNELS_DEVICE_FIXTURE_H_
 
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <random>
 #include <string>
@@ -39,6 +40,13 @@ struct HostMatrix {
 };
 
 float RoundTo(float value, DType dtype);
+
+// Whether every kind of row shall come just once: a checker that takes seconds
+// for each launch (run_gpu_sanitizers) wants the kernels' paths, not
+// statistics.
+inline bool FewRows() {
+  return std::getenv("SWITCHYARD_TEST_FEW_ROWS") != nullptr;
+}
 
 // The parameter is the type of activations: fp32 on the CPU; fp32 and bf16 on
 // CUDA.
