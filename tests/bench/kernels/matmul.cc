@@ -88,7 +88,9 @@ void CheckGatedMatmul(Harness* h, int64_t m, int64_t width, int64_t k,
                    DTypeName(dtype), " activation ", static_cast<int>(kind),
                    with_bias ? " bias" : "", invariant ? " invariant" : "");
   const std::vector<float> got = h->Download(out.view);
-  h->Check(name, got, reference, dtype == DType::kF32 ? 1e-4 : 6e-3);
+  // In bf16 gate, up and output are rounded one after the other, by up to 2^-9
+  // each, and the activation may be steeper than its argument.
+  h->Check(name, got, reference, dtype == DType::kF32 ? 1e-4 : 8e-3);
   h->Expect(name + ": the bits of its parts", got == h->Download(apart.view));
 }
 
