@@ -65,6 +65,10 @@ void AddModelFlags(BenchModelOptions* options, FlagSet* flags) {
   flags->Bool("graphs", &options->graphs, "replay steps as CUDA graphs");
   flags->Bool("batch-invariant", &options->batch_invariant,
               "results that do not depend on the rest of the batch");
+  flags->Int("overlap-tokens", &options->overlap_tokens, 0, 1 << 20,
+             "on several GPUs, a step of twice as many tokens runs in two "
+             "parts, so that the all-reduces of one hide behind the products "
+             "of the other; 0: never");
   flags->Real("temperature", &options->temperature, 0, 100,
               "of sampling; 0: greedy");
   flags->Real("top-p", &options->top_p, 1e-6, 1, "of sampling");
@@ -131,6 +135,7 @@ absl::Status BenchEngine::LoadExecutor(const Limits& limits) {
   request.set_config_fingerprint(Fingerprint(config_));
   request.set_batch_invariant(model_.batch_invariant);
   request.set_enable_graphs(model_.graphs);
+  request.set_overlap_tokens(model_.overlap_tokens);
   executor_ = std::make_unique<Executor>(std::move(joined.device));
   LoadProgress progress;
   v1::ConfigureResponse response;
@@ -161,6 +166,7 @@ nlohmann::json BenchEngine::Describe() const {
           {"matrix_element_bytes", matrix_element_bytes_},
           {"graphs", model_.graphs},
           {"batch_invariant", model_.batch_invariant},
+          {"overlap_tokens", model_.overlap_tokens},
           {"temperature", model_.temperature},
           {"world_size", ranks_.world_size},
           {"weights_bytes", weights_bytes_},

@@ -18,6 +18,7 @@
 #include "model/cache_spec.h"
 #include "model/config.h"
 #include "model/placement.h"
+#include "model/rank_group.h"
 #include "switchyard/v1/worker.pb.h"
 #include "worker/executor.h"
 
@@ -31,6 +32,7 @@ struct BenchModelOptions {
   int32_t block_size = kDefaultBlockSize;
   bool graphs = true;
   bool batch_invariant = false;
+  int32_t overlap_tokens = kDefaultOverlapTokens;
   float temperature = 0;
   float top_p = 1;
 };

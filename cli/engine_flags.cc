@@ -88,6 +88,10 @@ void AddEngineFlags(CoordinatorOptions* options, FlagSet* flags) {
   flags->Int("max-num-batched-tokens",
              &options->engine.scheduler.max_num_batched_tokens, 1, 1 << 20,
              "tokens in one step; longer prompts are computed in chunks");
+  flags->Int("overlap-tokens", &options->overlap_tokens, 0, 1 << 20,
+             "on several GPUs, a step of twice as many tokens runs in two "
+             "parts, so that the all-reduces of one hide behind the products "
+             "of the other; 0: never");
   flags->Int("max-waiting-seqs", &options->engine.max_waiting_seqs, 0, 1 << 20,
              "requests that may wait beyond those that run; more are refused");
   flags->Int("max-context-tokens", &options->max_context_tokens, 2, INT32_MAX,

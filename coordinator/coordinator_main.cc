@@ -84,6 +84,7 @@ WorkerGroupOptions GroupOptions(const CoordinatorOptions& options,
   configure.set_poison_freed_cache(options.poison_freed_cache);
   configure.set_max_context_tokens(model.served.max_context_tokens);
   configure.set_enable_graphs(options.cuda_graphs);
+  configure.set_overlap_tokens(options.overlap_tokens);
   configure.set_batch_invariant(options.batch_invariant);
   configure.set_random_init(options.random_init);
   group.cache_bytes = static_cast<uint64_t>(options.cache_bytes.value_or(0));

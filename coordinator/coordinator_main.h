@@ -19,6 +19,7 @@
 #include "coordinator/server.h"
 #include "coordinator/stop_requests.h"
 #include "model/cache_spec.h"
+#include "model/rank_group.h"
 #include "rpc/credentials.h"
 
 namespace switchyard {
@@ -42,6 +43,7 @@ struct CoordinatorOptions {
   bool poison_freed_cache = false;
   bool batch_invariant = false;
   bool cuda_graphs = true;
+  int32_t overlap_tokens = kDefaultOverlapTokens;
 
   // Prometheus scrapes here, on the host of `server`; 0: any free one.
   int metrics_port = 8003;

@@ -2,9 +2,10 @@
 // programmatic launches, and dispatch on the activation type.
 //
 // Every kernel is launched so that it may start while its predecessor in the
-// stream still runs. It must therefore call GridWait() in every thread before
-// it reads what another kernel of the step wrote, or writes anything at all.
-// GridTrigger() lets the successor start early.
+// stream still runs, unless OpContext::early_start is off. It must therefore
+// call GridWait() in every thread before it reads what another kernel of the
+// step wrote, or writes anything at all. GridTrigger() lets the successor start
+// early.
 //
 // Before GridWait a kernel may read what no kernel of the same step writes:
 // weights; what is uploaded for the step (lengths, offsets, tables, cache ids);
@@ -13,8 +14,8 @@
 // edge from one kernel to the next is programmatic: a kernel after a copy, a
 // fill or the start of a graph starts when all before it has completed, and
 // each later one of the step starts after that one has. A caller that launches
-// the same op twice on the same cache without one of these between breaks the
-// rule.
+// the same op twice on the same cache, without one of these between and without
+// OpContext::early_start = false, breaks the rule.
 //
 // Blocks that have nothing to do may return without GridWait, but one block of
 // every kernel must wait, or its successors would not wait for its
@@ -169,7 +170,7 @@ struct LaunchShape {
 };
 
 // Launches on the device's stream, allowed to overlap the tail of the kernel
-// before it. `what` names the op in errors.
+// before it if the context allows it. `what` names the op in errors.
 template <typename... Params, typename... Args>
 absl::Status Launch(const OpContext& context, const char* what,
                     void (*kernel)(Params...), const LaunchShape& shape,
@@ -181,7 +182,8 @@ absl::Status Launch(const OpContext& context, const char* what,
   }
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[0].val.programmaticStreamSerializationAllowed =
+      context.early_start ? 1 : 0;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
   cudaLaunchConfig_t config = {};

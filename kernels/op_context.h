@@ -51,6 +51,9 @@ struct OpContext {
   // Results do not depend on the rest of the batch, bit for bit. Always so on
   // the CPU; costs speed on CUDA.
   bool batch_invariant = false;
+  // A kernel may start before the one before it has ended, and read at once
+  // what no kernel of the step writes (cuda_common.h).
+  bool early_start = true;
 
   bool cuda() const { return device->type() == DeviceType::kCuda; }
   void* stream() const { return device->stream(); }

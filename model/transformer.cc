@@ -76,50 +76,126 @@ HiddenState Transformer::AllocateHidden(Workspace& workspace,
       AllocateMatrix(workspace, DType::kF32, num_tokens, config_.hidden_size)};
 }
 
+// The rows of one part of a batch on their way through the layers. Their deltas
+// are summed over the ranks as soon as they are there where another part is
+// computed meanwhile; a part that is alone leaves its sum to the norm, which
+// may be one operation with it.
+class Transformer::Part {
+ public:
+  Part(const ForwardBatch* batch, bool alone, const MatrixView& residual,
+       const MatrixView& delta, const MatrixView& x)
+      : batch_(batch),
+        alone_(alone),
+        residual_(residual),
+        delta_(delta),
+        x_(x) {}
+
+  const ForwardBatch& batch() const { return *batch_; }
+  const MatrixView& residual() const { return residual_; }
+  const MatrixView& delta() const { return delta_; }
+  const MatrixView& x() const { return x_; }
+
+  // REQUIRES: what writes this rank's share of the delta has been launched.
+  absl::Status BeginSum(RankGroup& group) {
+    if (alone_) return absl::OkStatus();
+    SY_ASSIGN_OR_RETURN(sum_, group.BeginAllReduceSum(delta_));
+    return absl::OkStatus();
+  }
+  absl::Status EndSum(RankGroup& group) {
+    if (alone_) return group.AllReduceSum(delta_);
+    return group.AwaitSum(sum_);
+  }
+  // AddRmsNorm of the delta's sum, if `has_delta`, from residual to x.
+  absl::Status Norm(const OpContext& context, RankGroup& group,
+                    AddRmsNormArgs args, bool has_delta) {
+    args.residual = residual_;
+    args.out = x_;
+    if (!has_delta) return AddRmsNorm(context, args);
+    args.delta = delta_;
+    if (alone_) return group.AllReduceAddRmsNorm(context, args);
+    SY_RETURN_IF_ERROR(group.AwaitSum(sum_));
+    return AddRmsNorm(context, args);
+  }
+
+ private:
+  const ForwardBatch* batch_;
+  bool alone_;
+  MatrixView residual_;
+  MatrixView delta_;
+  MatrixView x_;
+  int64_t sum_ = 0;  // of what was begun last
+};
+
+std::vector<Transformer::Part> Transformer::MakeParts(
+    absl::Span<const ForwardBatch> batches, const HiddenState& hidden,
+    const MatrixView& x) const {
+  std::vector<Part> parts;
+  int64_t row = 0;
+  for (const ForwardBatch& batch : batches) {
+    SY_CHECK(batch.layers.size() == layers_.size());
+    const auto rows = [&](const MatrixView& all) {
+      return all.Rows(row, batch.num_tokens);
+    };
+    parts.emplace_back(&batch, batches.size() == 1, rows(hidden.residual),
+                       rows(hidden.delta), rows(x));
+    row += batch.num_tokens;
+  }
+  return parts;
+}
+
 absl::StatusOr<HiddenState> Transformer::Forward(
-    const OpContext& context, RankGroup& group,
-    const ForwardBatch& batch) const {
-  SY_CHECK(batch.layers.size() == layers_.size());
+    const OpContext& step_context, RankGroup& group,
+    absl::Span<const ForwardBatch> batches) const {
+  OpContext context = step_context;
+  // A part goes on from cache that one before it writes in this step.
+  if (batches.size() > 1) context.early_start = false;
+  int64_t num_tokens = 0;
+  for (const ForwardBatch& batch : batches) num_tokens += batch.num_tokens;
   Workspace& workspace = *context.workspace;
-  const HiddenState hidden = AllocateHidden(workspace, batch.num_tokens);
+  const HiddenState hidden = AllocateHidden(workspace, num_tokens);
   const int64_t mark = workspace.used();
   const MatrixView x = AllocateMatrix(workspace, options_.activation,
-                                      batch.num_tokens, config_.hidden_size);
+                                      num_tokens, config_.hidden_size);
+  std::vector<Part> parts = MakeParts(batches, hidden, x);
 
   EmbeddingArgs embed;
-  embed.token_ids = batch.token_ids;
   embed.table = embedding_.view;
   embed.vocab_begin = static_cast<int32_t>(vocab_.begin);
-  embed.out = hidden.residual;
-  SY_RETURN_IF_ERROR(Embedding(context, embed));
+  for (const Part& part : parts) {
+    embed.token_ids = part.batch().token_ids;
+    embed.out = part.residual();
+    SY_RETURN_IF_ERROR(Embedding(context, embed));
+  }
   SY_RETURN_IF_ERROR(group.AllReduceSum(hidden.residual));
 
   AddRmsNormArgs norm;
-  norm.residual = hidden.residual;
   norm.epsilon = static_cast<float>(config_.norm_epsilon);
-  norm.out = x;
   for (int32_t i = 0; i < static_cast<int32_t>(layers_.size()); ++i) {
     const Layer& layer = layers_[i];
-    const Grouping& grouping = batch.groupings[batch.layers[i].grouping];
-
-    // From batch order to the order of the layer's segments, with what the MLP
-    // before has left to be summed...
-    norm.delta = i == 0 ? MatrixView() : hidden.delta;
-    norm.rows = grouping.rows;
-    norm.delta_rows = grouping.rows;
-    norm.weight = layer.input_norm.data();
-    SY_RETURN_IF_ERROR(group.AllReduceAddRmsNorm(context, norm));
-    SY_RETURN_IF_ERROR(RunMixers(context, batch, i, x, hidden.delta));
-
-    // ... and back.
-    norm.delta = hidden.delta;
-    norm.rows = nullptr;
-    norm.delta_rows = grouping.inverse;
-    norm.weight = layer.post_attention_norm.data();
-    SY_RETURN_IF_ERROR(group.AllReduceAddRmsNorm(context, norm));
-    SY_RETURN_IF_ERROR(layer.mlp.Forward(context, x, hidden.delta));
+    for (Part& part : parts) {
+      // From batch order to the order of the layer's segments, with what the
+      // MLP before has left to be summed...
+      const ForwardBatch& batch = part.batch();
+      const Grouping& grouping = batch.groupings[batch.layers[i].grouping];
+      norm.rows = grouping.rows;
+      norm.delta_rows = grouping.rows;
+      norm.weight = layer.input_norm.data();
+      SY_RETURN_IF_ERROR(part.Norm(context, group, norm, i > 0));
+      SY_RETURN_IF_ERROR(RunMixers(context, batch, i, part.x(), part.delta()));
+      SY_RETURN_IF_ERROR(part.BeginSum(group));
+    }
+    for (Part& part : parts) {
+      // ... and back.
+      const ForwardBatch& batch = part.batch();
+      norm.rows = nullptr;
+      norm.delta_rows = batch.groupings[batch.layers[i].grouping].inverse;
+      norm.weight = layer.post_attention_norm.data();
+      SY_RETURN_IF_ERROR(part.Norm(context, group, norm, true));
+      SY_RETURN_IF_ERROR(layer.mlp.Forward(context, part.x(), part.delta()));
+      SY_RETURN_IF_ERROR(part.BeginSum(group));
+    }
   }
-  SY_RETURN_IF_ERROR(group.AllReduceSum(hidden.delta));
+  for (Part& part : parts) SY_RETURN_IF_ERROR(part.EndSum(group));
   workspace.Rewind(mark);
   return hidden;
 }

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "kernels/device.h"
 #include "kernels/op_context.h"
 #include "kernels/tensor.h"
@@ -58,9 +59,14 @@ class Transformer {
   // Runs the batch through the embedding and all layers; the sequences' caches
   // advance by their new rows. The result lives in the workspace until the
   // caller rewinds it.
-  absl::StatusOr<HiddenState> Forward(const OpContext& context,
-                                      RankGroup& group,
-                                      const ForwardBatch& batch) const;
+  //
+  // A batch may come in parts, whose rows follow each other, and of which a
+  // later one may go on with sequences of one before it: they go through each
+  // layer one after another, and the sums over ranks of one run beside the
+  // products of the next.
+  absl::StatusOr<HiddenState> Forward(
+      const OpContext& context, RankGroup& group,
+      absl::Span<const ForwardBatch> parts) const;
 
   // logits [num_rows, vocab] fp32 = those of the hidden rows `rows` (on the
   // device, no row twice). Completes these rows of the residual: a row may be
@@ -89,6 +95,8 @@ class Transformer {
     MatrixView shards;  // [world_size * num_rows, vocab rows of a rank]
   };
 
+  class Part;
+
   Transformer(const ModelConfig& config, Device* device,
               TransformerOptions options);
 
@@ -97,6 +105,9 @@ class Transformer {
   absl::Status RunMixers(const OpContext& context, const ForwardBatch& batch,
                          int32_t layer, const MatrixView& x,
                          const MatrixView& out) const;
+  std::vector<Part> MakeParts(absl::Span<const ForwardBatch> batches,
+                              const HiddenState& hidden,
+                              const MatrixView& x) const;
   HiddenState AllocateHidden(Workspace& workspace, int64_t num_tokens) const;
   LogitsScratch AllocateLogits(Workspace& workspace, int64_t num_rows) const;
 

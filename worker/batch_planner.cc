@@ -12,6 +12,17 @@ namespace {
 
 int32_t NumTokens(const BatchEntry& entry) { return entry.num_tokens(); }
 
+// Rows that the kernels of matrix products take at a time.
+constexpr int32_t kTileRows = 128;
+
+// How many of an entry's rows come before a cut after `wanted` of them, such
+// that no piece of an entry of several is one row.
+int32_t CutEntry(int32_t num_rows, int32_t wanted) {
+  if (num_rows > 1 && wanted == 1) return 0;
+  if (num_rows > 1 && wanted == num_rows - 1) return num_rows;
+  return std::clamp(wanted, 0, num_rows);
+}
+
 // Entry indices in batch order.
 std::vector<int32_t> BatchOrder(absl::Span<const BatchEntry> entries) {
   std::vector<int32_t> order(entries.size());
@@ -99,6 +110,45 @@ PlannedGrouping MakeGrouping(absl::Span<const BatchEntry> entries,
 }
 
 }  // namespace
+
+std::vector<BatchPart> CutBatch(absl::Span<const BatchEntry> entries,
+                                int32_t min_tokens) {
+  int32_t num_tokens = 0;
+  for (const BatchEntry& entry : entries) num_tokens += NumTokens(entry);
+  int32_t middle = num_tokens;
+  if (min_tokens > 0 && num_tokens / 2 >= min_tokens) {
+    middle = num_tokens / 2;
+    if (middle > kTileRows) {
+      middle = (middle + kTileRows / 2) / kTileRows * kTileRows;
+    }
+  }
+
+  std::vector<BatchPart> parts(2);
+  int32_t row = 0;
+  for (const int32_t i : BatchOrder(entries)) {
+    const BatchEntry& entry = entries[i];
+    const int32_t num = NumTokens(entry);
+    const int32_t num_first = CutEntry(num, middle - row);
+    row += num;
+    if (num_first == 0 || num_first == num) {
+      parts[num_first == num ? 0 : 1].push_back({i, entry});
+      continue;
+    }
+    BatchEntry first = entry;
+    first.token_ids = entry.token_ids.subspan(0, num_first);
+    first.token_slot = -1;
+    parts[0].push_back({i, first});
+    BatchEntry rest = entry;
+    rest.token_ids = entry.token_ids.subspan(num_first);
+    rest.start = entry.start + num_first;
+    parts[1].push_back({i, rest});
+  }
+  parts.erase(
+      std::remove_if(parts.begin(), parts.end(),
+                     [](const BatchPart& part) { return part.empty(); }),
+      parts.end());
+  return parts;
+}
 
 BatchPlan PlanBatch(absl::Span<const BatchEntry> entries,
                     int32_t min_total_tokens) {

@@ -69,6 +69,22 @@ struct BatchPlan {
   std::vector<PlannedLayer> layers;
 };
 
+// What a part of a batch has of one entry.
+struct BatchPiece {
+  int32_t index = 0;  // of the entry
+  BatchEntry entry;   // the piece as an entry of its own
+};
+using BatchPart = std::vector<BatchPiece>;
+
+// Cuts a batch in two if half of its rows are at least `min_tokens`, at the
+// whole tile of rows in batch order that is nearest to the middle; returns it
+// as one part if they are not, or if that is 0. An entry that is cut ends the
+// first part and begins the second, so that the rows of the parts' plans, one
+// after the other, are those of the whole one's. No piece of a cut entry has
+// one token alone, like entries that decode.
+std::vector<BatchPart> CutBatch(absl::Span<const BatchEntry> entries,
+                                int32_t min_tokens);
+
 // In batch order the entries with one new token come first, else entries keep
 // their order; the same holds within every segment. Layers that split the batch
 // alike share a grouping, whatever mixers they run. No segment's

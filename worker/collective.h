@@ -2,7 +2,8 @@
 //
 // Every rank of the group must make the same calls, in the same order, with the
 // same counts and types. One thread at a time may call the operations; Abort()
-// may be called from any other thread at any moment.
+// may be called from any other thread at any moment. An operation begins when
+// the one before has ended: the caller sees to that where their streams differ.
 //
 // Determinism: a sum is formed element by element in rank order (((r0 + r1) +
 // r2) + r3), whatever the size of the message, so every rank holds the same

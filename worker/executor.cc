@@ -44,6 +44,10 @@ Executor::Executor(std::unique_ptr<Device> device,
 Executor::~Executor() {
   // Memory that the device still works on must not be freed. What went wrong
   // there, if anything, has been reported or is no longer of interest.
+  if (side_stream_ != nullptr) {
+    const absl::StatusOr<int64_t> mark = side_stream_->Mark();
+    if (mark.ok()) (void)side_stream_->Join(*mark);
+  }
   (void)device_->Synchronize();
 }
 
@@ -331,17 +335,42 @@ BatchEntry Executor::EntryOf(const Work& work) const {
   return entry;
 }
 
-absl::Status Executor::RunEager(const std::vector<Work>& batch, Step& step) {
+Executor::PackedParts Executor::PackParts(const std::vector<Work>& batch) {
   std::vector<BatchEntry> entries;
-  std::vector<const SequenceCache*> caches;
-  for (const Work& work : batch) {
-    entries.push_back(EntryOf(work));
-    caches.push_back(&work.sequence->cache);
+  for (const Work& work : batch) entries.push_back(EntryOf(work));
+  const std::vector<BatchPart> parts =
+      CutBatch(entries, limits_.overlap_tokens);
+
+  PackedParts packed;
+  packed.plans.resize(parts.size());
+  packed.first_rows.resize(batch.size());
+  int32_t num_rows = 0;
+  for (size_t p = 0; p < parts.size(); ++p) {
+    std::vector<BatchEntry> pieces;
+    std::vector<const SequenceCache*> caches;
+    for (const BatchPiece& piece : parts[p]) {
+      pieces.push_back(piece.entry);
+      caches.push_back(&batch[piece.index].sequence->cache);
+    }
+    BatchPlan& plan = packed.plans[p];
+    plan = PlanBatch(pieces);
+    for (size_t i = 0; i < parts[p].size(); ++i) {
+      const int32_t index = parts[p][i].index;
+      if (pieces[i].start != batch[index].start) continue;  // the second piece
+      packed.first_rows[index] = num_rows + plan.first_rows[i];
+    }
+    num_rows += plan.num_tokens;
+    packed.packers.emplace_back(&plan).Pack(caches, *cache_, step_buffer_);
   }
-  const BatchPlan plan = PlanBatch(entries);
+  return packed;
+}
+
+absl::Status Executor::RunEager(const std::vector<Work>& batch, Step& step) {
+  step_buffer_.Clear();
+  const PackedParts packed = PackParts(batch);
   for (size_t i = 0; i < batch.size(); ++i) {
     const Work& work = batch[i];
-    const int32_t first_row = plan.first_rows[i];
+    const int32_t first_row = packed.first_rows[i];
     if (work.sample) {
       output_->AddSample(step.output, *work.sequence,
                          first_row + work.num_tokens - 1);
@@ -350,13 +379,10 @@ absl::Status Executor::RunEager(const std::vector<Work>& batch, Step& step) {
                        first_row);
   }
 
-  step_buffer_.Clear();
-  BatchPacker packer(&plan);
-  packer.Pack(caches, *cache_, step_buffer_);
   output_->Pack(step.output, step_buffer_);
   SY_RETURN_IF_ERROR(Upload());
   SY_ASSIGN_OR_RETURN(const HiddenState hidden,
-                      RunOnDevice(packer, step.output));
+                      RunOnDevice(packed.packers, step.output));
   SY_RETURN_IF_ERROR(output_->ReadSamples(step.output));
   if (!step.output.prompts.empty()) {
     const OpContext context{device_.get(), &workspace_,
@@ -375,15 +401,18 @@ absl::Status Executor::Upload() {
   return marks(num_launched_).begin->Set();
 }
 
-absl::StatusOr<HiddenState> Executor::RunOnDevice(const BatchPacker& packer,
-                                                  const StepOutput& output) {
+absl::StatusOr<HiddenState> Executor::RunOnDevice(
+    absl::Span<const BatchPacker> parts, const StepOutput& output) {
   workspace_.Reset();
   const OpContext context{device_.get(), &workspace_, limits_.batch_invariant};
-  SY_RETURN_IF_ERROR(step_device_->FetchTokens(
-      packer.Fetch(output_->last_tokens(), step_buffer_)));
-  SY_ASSIGN_OR_RETURN(
-      const HiddenState hidden,
-      model_->Forward(context, *group_, packer.Resolve(*cache_, step_buffer_)));
+  std::vector<ForwardBatch> batches;
+  for (const BatchPacker& part : parts) {
+    SY_RETURN_IF_ERROR(step_device_->FetchTokens(
+        part.Fetch(output_->last_tokens(), step_buffer_)));
+    batches.push_back(part.Resolve(*cache_, step_buffer_));
+  }
+  SY_ASSIGN_OR_RETURN(const HiddenState hidden,
+                      model_->Forward(context, *group_, batches));
   SY_RETURN_IF_ERROR(
       output_->Sample(context, *group_, *model_, hidden, step_buffer_, output));
   return hidden;

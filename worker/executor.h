@@ -101,7 +101,8 @@ class Executor final : public StepExecutor {
     int32_t max_num_seqs = 0;
     int32_t max_num_batched_tokens = 0;
     int32_t max_context_tokens = 0;
-    int32_t max_rows = 0;  // of a graph, padding included
+    int32_t max_rows = 0;        // of a graph, padding included
+    int32_t overlap_tokens = 0;  // see CutBatch
     bool batch_invariant = false;
     bool poison_freed_cache = false;
   };
@@ -140,6 +141,13 @@ class Executor final : public StepExecutor {
   absl::Status CopyUnits(const v1::StepPlan& plan);
   absl::StatusOr<Work> CheckStep(const v1::SequenceStep& step);
   absl::Status Run(const std::vector<Work>& batch, Step& step);
+  // A batch in the parts that it runs in, in the step buffer.
+  struct PackedParts {
+    std::vector<BatchPlan> plans;
+    std::vector<BatchPacker> packers;  // of the plans
+    std::vector<int32_t> first_rows;   // of each sequence's new positions
+  };
+  PackedParts PackParts(const std::vector<Work>& batch);
   absl::Status RunEager(const std::vector<Work>& batch, Step& step);
   // The batch's shape as a graph; nothing where it cannot be one.
   std::optional<GraphPlan> FindShape(const std::vector<Work>& batch) const;
@@ -154,7 +162,7 @@ class Executor final : public StepExecutor {
   void PlanWarming(const Placement& placement);
   BatchEntry EntryOf(const Work& work) const;
   // From packed arrays to sampled tokens, all on the device.
-  absl::StatusOr<HiddenState> RunOnDevice(const BatchPacker& packer,
+  absl::StatusOr<HiddenState> RunOnDevice(absl::Span<const BatchPacker> parts,
                                           const StepOutput& output);
   absl::Status Upload();
   Marks& marks(uint64_t step_number) { return marks_[step_number % kNumMarks]; }
@@ -173,6 +181,7 @@ class Executor final : public StepExecutor {
   Limits limits_;
   ModelConfig config_;
   Collective* collective_ = nullptr;
+  std::unique_ptr<SideStream> side_stream_;  // may be null
   std::unique_ptr<RankGroup> group_;
   std::optional<CacheSpec> cache_spec_;
   std::unique_ptr<Transformer> model_;

@@ -87,7 +87,7 @@ absl::Status Executor::RunPadded(const std::vector<Work>& batch,
     SY_RETURN_IF_ERROR(recorded->graph->Launch());
     step.graph = true;
   } else {
-    SY_RETURN_IF_ERROR(RunOnDevice(packer, step.output).status());
+    SY_RETURN_IF_ERROR(RunOnDevice({&packer, 1}, step.output).status());
   }
   SY_RETURN_IF_ERROR(output_->ReadSamples(step.output));
   SY_RETURN_IF_ERROR(marks(num_launched_).end->Set());
@@ -102,8 +102,9 @@ absl::Status Executor::RunPadded(const std::vector<Work>& batch,
   // The device is at work on what was just launched: recording the same again
   // costs this thread's time only.
   const absl::Time start = absl::Now();
-  absl::StatusOr<std::unique_ptr<StepGraph>> graph = step_device_->Record(
-      [&] { return RunOnDevice(packer, step.output).status(); });
+  absl::StatusOr<std::unique_ptr<StepGraph>> graph = step_device_->Record([&] {
+    return RunOnDevice({&packer, 1}, step.output).status();
+  });
   if (!graph.ok()) return GiveUpGraphs(key, graph.status());
   const int64_t num_nodes = (*graph)->num_nodes();
   graphs_.Insert(key, {*std::move(graph), packed_bytes},

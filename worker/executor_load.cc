@@ -54,7 +54,11 @@ absl::StatusOr<v1::ConfigureResponse> Executor::Load(
     LoadProgress& progress) {
   SY_CHECK(model_ == nullptr);
   collective_ = &collective;
-  group_ = std::make_unique<CollectiveGroup>(&collective, device_->stream());
+  if (collective.world_size() > 1) {
+    SY_ASSIGN_OR_RETURN(side_stream_, step_device_->MakeSideStream());
+  }
+  group_ = std::make_unique<CollectiveGroup>(&collective, device_->stream(),
+                                             side_stream_.get());
   SY_ASSIGN_OR_RETURN(const DType dtype, ReadDType(request.dtype(), *device_));
   SY_ASSIGN_OR_RETURN(config_, request.random_init().empty()
                                    ? LoadModelConfig(request.model_dir())
@@ -113,6 +117,10 @@ absl::Status Executor::ReadLimits(const v1::ConfigureRequest& request) {
   limits_.max_num_seqs = static_cast<int32_t>(request.max_num_seqs());
   limits_.max_num_batched_tokens =
       static_cast<int32_t>(request.max_num_batched_tokens());
+  // Without a second stream there is nothing to be gained.
+  if (side_stream_ != nullptr) {
+    limits_.overlap_tokens = static_cast<int32_t>(request.overlap_tokens());
+  }
   limits_.batch_invariant = request.batch_invariant();
   limits_.poison_freed_cache = request.poison_freed_cache();
   graphs_enabled_ = request.enable_graphs() && step_device_->has_graphs();

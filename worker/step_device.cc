@@ -26,6 +26,10 @@ class CpuStepDevice final : public StepDevice {
     return std::make_unique<CpuMark>();
   }
 
+  absl::StatusOr<std::unique_ptr<SideStream>> MakeSideStream() override {
+    return nullptr;
+  }
+
   bool has_graphs() const override { return false; }
   absl::StatusOr<std::unique_ptr<StepGraph>> Record(
       absl::FunctionRef<absl::Status()>) override {

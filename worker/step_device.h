@@ -41,6 +41,21 @@ class StepGraph {
   virtual int64_t num_nodes() const = 0;
 };
 
+// A second stream of the device: what is put into it runs beside what the
+// device's own stream is given afterwards, until that joins it.
+class SideStream {
+ public:
+  virtual ~SideStream() = default;
+  virtual void* handle() const = 0;  // of the device's kind: cudaStream_t
+  // What it is given from now on follows what the device's own stream has now.
+  virtual absl::Status Fork() = 0;
+  // Names what it has now. The first is 0, each other larger than all before.
+  virtual absl::StatusOr<int64_t> Mark() = 0;
+  // What the device's own stream is given from now on follows what this one had
+  // at the mark.
+  virtual absl::Status Join(int64_t mark) = 0;
+};
+
 // token_ids[i] <- last_tokens[sources[i]] where sources[i] >= 0. All arrays are
 // on the device.
 struct FetchTokensArgs {
@@ -63,6 +78,9 @@ class StepDevice {
   virtual ~StepDevice() = default;
 
   virtual absl::StatusOr<std::unique_ptr<StreamMark>> MakeMark() = 0;
+
+  // Null where work is done when a call returns.
+  virtual absl::StatusOr<std::unique_ptr<SideStream>> MakeSideStream() = 0;
 
   virtual bool has_graphs() const = 0;
   // Records what `launch` puts into the stream, without running it. What it

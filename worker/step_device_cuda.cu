@@ -77,6 +77,64 @@ class CudaStepGraph final : public StepGraph {
   const cudaStream_t stream_;
 };
 
+class CudaSideStream final : public SideStream {
+ public:
+  // Of the highest priority: the other ranks wait for what is in it, so it does
+  // not queue behind the blocks of a product.
+  static absl::StatusOr<std::unique_ptr<SideStream>> Make(cudaStream_t main) {
+    std::unique_ptr<CudaSideStream> side(new CudaSideStream(main));
+    int lowest = 0, highest = 0;
+    SY_RETURN_IF_CUDA_ERROR(
+        cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+    SY_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithPriority(
+        &side->stream_, cudaStreamNonBlocking, highest));
+    SY_RETURN_IF_CUDA_ERROR(
+        cudaEventCreateWithFlags(&side->fork_, cudaEventDisableTiming));
+    for (cudaEvent_t& mark : side->marks_) {
+      SY_RETURN_IF_CUDA_ERROR(
+          cudaEventCreateWithFlags(&mark, cudaEventDisableTiming));
+    }
+    return side;
+  }
+  ~CudaSideStream() override {
+    for (cudaEvent_t mark : marks_) {
+      if (mark != nullptr) cudaEventDestroy(mark);
+    }
+    if (fork_ != nullptr) cudaEventDestroy(fork_);
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  }
+
+  void* handle() const override { return stream_; }
+  absl::Status Fork() override {
+    SY_RETURN_IF_CUDA_ERROR(cudaEventRecord(fork_, main_));
+    SY_RETURN_IF_CUDA_ERROR(cudaStreamWaitEvent(stream_, fork_));
+    return absl::OkStatus();
+  }
+  absl::StatusOr<int64_t> Mark() override {
+    const int64_t mark = num_marks_++;
+    SY_RETURN_IF_CUDA_ERROR(cudaEventRecord(marks_[mark % kNumMarks], stream_));
+    return mark;
+  }
+  // An event that has been recorded anew stands for a later mark, which takes
+  // in this one.
+  absl::Status Join(int64_t mark) override {
+    SY_RETURN_IF_CUDA_ERROR(
+        cudaStreamWaitEvent(main_, marks_[mark % kNumMarks]));
+    return absl::OkStatus();
+  }
+
+ private:
+  static constexpr int kNumMarks = 16;
+
+  explicit CudaSideStream(cudaStream_t main) : main_(main) {}
+
+  const cudaStream_t main_;
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t fork_ = nullptr;
+  cudaEvent_t marks_[kNumMarks] = {};
+  int64_t num_marks_ = 0;
+};
+
 class CudaStepDevice final : public StepDevice {
  public:
   explicit CudaStepDevice(CudaDevice* device)
@@ -86,6 +144,10 @@ class CudaStepDevice final : public StepDevice {
     cudaEvent_t event = nullptr;
     SY_RETURN_IF_CUDA_ERROR(cudaEventCreate(&event));
     return std::make_unique<CudaMark>(event, stream_);
+  }
+
+  absl::StatusOr<std::unique_ptr<SideStream>> MakeSideStream() override {
+    return CudaSideStream::Make(stream_);
   }
 
   bool has_graphs() const override { return true; }

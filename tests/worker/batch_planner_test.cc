@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -150,6 +151,113 @@ TEST(BatchPlannerTest, PropertiesOfRandomBatches) {
       ASSERT_EQ(seq, plan.num_seqs);
     }
   }
+}
+
+// Rows in order, as (entry, position) pairs.
+std::vector<std::pair<int32_t, int32_t>> RowsOf(const BatchPlan& plan,
+                                                const BatchPart& part) {
+  std::vector<std::pair<int32_t, int32_t>> rows(plan.num_tokens);
+  for (size_t i = 0; i < part.size(); ++i) {
+    for (int32_t t = 0; t < part[i].entry.num_tokens(); ++t) {
+      rows[plan.first_rows[i] + t] = {part[i].index, part[i].entry.start + t};
+    }
+  }
+  return rows;
+}
+
+BatchPlan PlanOf(const BatchPart& part) {
+  std::vector<BatchEntry> entries;
+  for (const BatchPiece& piece : part) entries.push_back(piece.entry);
+  return PlanBatch(entries);
+}
+
+TEST(CutBatchTest, SmallBatchesStayWhole) {
+  const ModelConfig config = ThreeMixers(1);
+  const Placement placement = Make(config, {0});
+  const std::vector<int32_t> prompt(9, 1);
+  const std::vector<BatchEntry> entries = {{&placement, prompt, 0}};
+  EXPECT_EQ(CutBatch(entries, 0).size(), 1u);
+  EXPECT_EQ(CutBatch(entries, 5).size(), 1u);
+  EXPECT_EQ(CutBatch(entries, 4).size(), 2u);
+}
+
+TEST(CutBatchTest, PartsAreWholeTilesOfRows) {
+  const ModelConfig config = ThreeMixers(1);
+  const Placement placement = Make(config, {0});
+  const std::vector<int32_t> prompt(1000, 1);
+  const std::vector<BatchPart> parts =
+      CutBatch({{&placement, prompt, 30}}, 100);
+  ASSERT_EQ(parts.size(), 2u);
+  ASSERT_EQ(parts[0].size(), 1u);
+  ASSERT_EQ(parts[1].size(), 1u);
+  EXPECT_EQ(parts[0][0].entry.start, 30);
+  EXPECT_EQ(parts[0][0].entry.num_tokens(), 512);
+  EXPECT_EQ(parts[1][0].entry.start, 542);
+  EXPECT_EQ(parts[1][0].entry.num_tokens(), 488);
+}
+
+// Whatever is cut, wherever the cut falls: the parts' rows after each other are
+// the whole batch's, tokens included, and pieces are no single tokens.
+TEST(CutBatchTest, PartsHaveTheRowsOfTheWhole) {
+  std::mt19937 random(7);
+  const auto draw = [&](int32_t most) {
+    return std::uniform_int_distribution<int32_t>(0, most)(random);
+  };
+  const ModelConfig config = ThreeMixers(3);
+  int num_cut = 0;
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<Placement> placements;
+    std::vector<std::vector<int32_t>> tokens;
+    const int32_t num_seqs = 1 + draw(5);
+    for (int32_t i = 0; i < num_seqs; ++i) {
+      placements.push_back(Make(config, {draw(2), draw(2), draw(2)}));
+      std::vector<int32_t>& ids =
+          tokens.emplace_back(1 + draw(draw(round % 10 == 0 ? 600 : 20)));
+      for (int32_t& id : ids) id = draw(1000);
+    }
+    std::vector<BatchEntry> entries;
+    for (int32_t i = 0; i < num_seqs; ++i) {
+      entries.push_back({&placements[i], tokens[i], draw(50)});
+      if (draw(3) == 0) entries.back().token_slot = i;
+    }
+    const BatchPlan whole = PlanBatch(entries);
+    std::vector<std::pair<int32_t, int32_t>> want(whole.num_tokens);
+    for (size_t i = 0; i < entries.size(); ++i) {
+      for (int32_t t = 0; t < entries[i].num_tokens(); ++t) {
+        want[whole.first_rows[i] + t] = {static_cast<int32_t>(i),
+                                         entries[i].start + t};
+      }
+    }
+
+    const std::vector<BatchPart> parts = CutBatch(entries, 1 + draw(4));
+    ASSERT_GE(parts.size(), 1u);
+    ASSERT_LE(parts.size(), 2u);
+    if (parts.size() == 2) {
+      const int32_t num_first = PlanOf(parts[0]).num_tokens;
+      EXPECT_NEAR(num_first, whole.num_tokens / 2, num_first > 100 ? 65 : 1);
+    }
+    std::vector<std::pair<int32_t, int32_t>> got;
+    std::vector<int32_t> token_ids, token_sources;
+    for (const BatchPart& part : parts) {
+      ASSERT_FALSE(part.empty());
+      const BatchPlan plan = PlanOf(part);
+      for (const auto& row : RowsOf(plan, part)) got.push_back(row);
+      token_ids.insert(token_ids.end(), plan.token_ids.begin(),
+                       plan.token_ids.end());
+      token_sources.insert(token_sources.end(), plan.token_sources.begin(),
+                           plan.token_sources.end());
+      for (const BatchPiece& piece : part) {
+        const bool whole_entry =
+            piece.entry.num_tokens() == entries[piece.index].num_tokens();
+        EXPECT_TRUE(whole_entry || piece.entry.num_tokens() > 1);
+        num_cut += whole_entry ? 0 : 1;
+      }
+    }
+    EXPECT_EQ(got, want);
+    EXPECT_EQ(token_ids, whole.token_ids);
+    EXPECT_EQ(token_sources, whole.token_sources);
+  }
+  EXPECT_GT(num_cut, 1000);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "kernels/rms_norm.h"
 #include "tests/worker/thread_collective.h"
 #include "worker/collective.h"
+#include "worker/step_device.h"
 
 namespace switchyard {
 namespace {
@@ -159,6 +161,66 @@ TEST(CollectiveGroup, LeavesItToACollectiveThatDoesBoth) {
   ASSERT_TRUE(group.AllReduceAddRmsNorm(context, m.args).ok());
   EXPECT_EQ(collective.num_sums, 1);
   EXPECT_NE(m.residual, before);
+}
+
+// Remembers what it was told.
+class ListeningStream final : public SideStream {
+ public:
+  void* handle() const override { return const_cast<ListeningStream*>(this); }
+  absl::Status Fork() override {
+    heard += "fork ";
+    return fork;
+  }
+  absl::StatusOr<int64_t> Mark() override {
+    heard += "mark ";
+    return num_marks++;
+  }
+  absl::Status Join(int64_t mark) override {
+    heard += "join" + std::to_string(mark) + " ";
+    return absl::OkStatus();
+  }
+
+  std::string heard;
+  absl::Status fork;
+  int64_t num_marks = 0;
+};
+
+TEST(CollectiveGroup, NothingElseRunsWhileASumIsUnderWay) {
+  const std::unique_ptr<Device> device = MakeCpuDevice(1);
+  OpContext context;
+  context.device = device.get();
+  FusedCollective collective;
+  ListeningStream side;
+  CollectiveGroup group(&collective, nullptr, &side);
+  Matrices m(0);
+  const MatrixView x = m.args.delta;
+  ASSERT_EQ(group.BeginAllReduceSum(x).value(), 0);
+  ASSERT_EQ(group.BeginAllReduceSum(x).value(), 1);
+  EXPECT_EQ(collective.num_sums, 2);
+  ASSERT_TRUE(group.AwaitSum(0).ok());
+  EXPECT_EQ(group.AllReduceSum(x).code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(group.AllReduceAddRmsNorm(context, m.args).code(),
+            absl::StatusCode::kInternal);
+  EXPECT_EQ(group.AllGather(x, nullptr).code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(collective.num_sums, 2);
+  ASSERT_TRUE(group.AwaitSum(1).ok());
+  EXPECT_TRUE(group.AllReduceSum(x).ok());
+  EXPECT_EQ(side.heard, "fork mark fork mark join0 join1 ");
+
+  side.fork = absl::InternalError("no event");
+  EXPECT_EQ(group.BeginAllReduceSum(x).status(), side.fork);
+  EXPECT_EQ(collective.num_sums, 3);
+}
+
+TEST(CollectiveGroup, WithoutASecondStreamASumIsDoneAtOnce) {
+  FusedCollective collective;
+  CollectiveGroup group(&collective, nullptr);
+  Matrices m(0);
+  const absl::StatusOr<int64_t> sum = group.BeginAllReduceSum(m.args.delta);
+  ASSERT_TRUE(sum.ok()) << sum.status();
+  EXPECT_EQ(collective.num_sums, 1);
+  EXPECT_TRUE(group.AllReduceSum(m.args.delta).ok());
+  EXPECT_TRUE(group.AwaitSum(*sum).ok());
 }
 
 }  // namespace

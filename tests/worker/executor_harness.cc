@@ -27,6 +27,11 @@ absl::StatusOr<std::unique_ptr<ExecutorHarness>> ExecutorHarness::Create(
   harness->options_ = options;
   SY_ASSIGN_OR_RETURN(harness->config_, LoadModelConfig(options.model_dir));
   harness->collectives_ = MakeThreadCollectives(options.world_size);
+  if (options.wrap_collective) {
+    for (std::unique_ptr<Collective>& collective : harness->collectives_) {
+      collective = options.wrap_collective(std::move(collective));
+    }
+  }
 
   v1::ConfigureRequest request;
   request.set_model_dir(options.model_dir);
@@ -39,6 +44,7 @@ absl::StatusOr<std::unique_ptr<ExecutorHarness>> ExecutorHarness::Create(
   request.set_poison_freed_cache(options.poison_freed_cache);
   request.set_enable_graphs(options.enable_graphs);
   request.set_batch_invariant(options.batch_invariant);
+  request.set_overlap_tokens(options.overlap_tokens);
   LoadProgress progress;
   CacheSpecOptions cache;
   cache.world_size = options.world_size;

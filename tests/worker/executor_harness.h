@@ -37,8 +37,12 @@ struct HarnessOptions {
   std::string dtype = "auto";
   bool enable_graphs = false;
   bool batch_invariant = false;
+  uint32_t overlap_tokens = 0;
   // Of each executor's device; empty: the device's own.
   std::function<std::unique_ptr<StepDevice>(Device*)> make_step_device;
+  // Around each rank's collective; empty: as it is.
+  std::function<std::unique_ptr<Collective>(std::unique_ptr<Collective>)>
+      wrap_collective;
   // Generate keeps two steps under way, and runs sequences until their last
   // token has arrived, as a coordinator that waits for stop tokens does.
   bool overlapped = false;

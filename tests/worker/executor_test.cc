@@ -88,6 +88,9 @@ class GraphlessStepDevice final : public StepDevice {
   absl::StatusOr<std::unique_ptr<StreamMark>> MakeMark() override {
     return own_->MakeMark();
   }
+  absl::StatusOr<std::unique_ptr<SideStream>> MakeSideStream() override {
+    return own_->MakeSideStream();
+  }
   bool has_graphs() const override { return true; }
   absl::StatusOr<std::unique_ptr<StepGraph>> Record(
       absl::FunctionRef<absl::Status()>) override {
