@@ -127,6 +127,10 @@ class Executor final : public StepExecutor {
   absl::Status ReadLimits(const v1::ConfigureRequest& request);
   absl::Status LoadModel(const v1::ConfigureRequest& request, DType dtype,
                          LoadProgress& progress);
+  // Libraries of collectives take memory at the first operation of a kind and
+  // size: here, before what is left is counted, and while all ranks have just
+  // met.
+  absl::Status WarmCollective();
   absl::Status AllocateWorkspace();
   absl::Status MakeSteps();
 

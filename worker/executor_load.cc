@@ -5,11 +5,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
 #include "model/checkpoint.h"
 #include "model/random_init.h"
 #include "model/weight_table.h"
+#include "rpc/steady_time.h"
 #include "worker/collective_group.h"
 #include "worker/executor.h"
 
@@ -18,6 +21,8 @@ namespace {
 
 // What the device keeps free beside weights, workspace, arena and graphs.
 constexpr int64_t kReserveBytes = int64_t{256} << 20;
+// For the first sums of a group, whose ranks have just met.
+constexpr absl::Duration kWarmTimeout = absl::Minutes(1);
 // Enough for the arrays of most steps: 64 sequences of 8192 positions in blocks
 // of 16, in 48 layers, take 6 MiB.
 constexpr int64_t kStepBufferBytes = int64_t{8} << 20;
@@ -72,6 +77,7 @@ absl::StatusOr<v1::ConfigureResponse> Executor::Load(
   }
   SY_RETURN_IF_ERROR(ReadLimits(request));
   SY_RETURN_IF_ERROR(ValidateTensorParallel(config_, collective.world_size()));
+  SY_RETURN_IF_ERROR(WarmCollective());
 
   CacheSpecOptions cache;
   cache.world_size = collective.world_size();
@@ -141,6 +147,56 @@ absl::Status Executor::ReadLimits(const v1::ConfigureRequest& request) {
       request.max_context_tokens() == 0 ? model_tokens
                                         : request.max_context_tokens());
   return absl::OkStatus();
+}
+
+absl::Status Executor::WarmCollective() {
+  // On the CPU connections take nothing that the cache could.
+  if (group_->world_size() == 1 || device_->type() == DeviceType::kCpu) {
+    return absl::OkStatus();
+  }
+  const int64_t tokens =
+      std::max(limits_.max_num_batched_tokens, limits_.max_rows);
+  const int64_t logits_rows =
+      std::max<int64_t>(OutputStage::kMinSlabRows, limits_.max_rows);
+  const int64_t most =
+      std::max(tokens * config_.hidden_size, logits_rows * config_.vocab_size);
+  const int64_t bytes = most * static_cast<int64_t>(sizeof(float));
+  SY_ASSIGN_OR_RETURN(const DeviceBuffer memory, device_->Allocate(bytes));
+  SY_RETURN_IF_ERROR(device_->Fill(memory.get(), 0, bytes));
+  int64_t size = std::min<int64_t>(config_.hidden_size, most);
+  while (true) {
+    const MatrixView x = MakeMatrix(memory.get(), DType::kF32, 1, size);
+    SY_RETURN_IF_ERROR(group_->AllReduceSum(x));
+    SY_ASSIGN_OR_RETURN(const int64_t sum, group_->BeginAllReduceSum(x));
+    SY_RETURN_IF_ERROR(group_->AwaitSum(sum));
+    const int64_t shard_size = size / group_->world_size();
+    if (shard_size > 0) {
+      float* const all = x.Row<float>(0);
+      SY_RETURN_IF_ERROR(
+          group_->AllGather(MakeMatrix(all + group_->rank() * shard_size,
+                                       DType::kF32, 1, shard_size),
+                            all));
+    }
+    if (size == most) break;
+    size = std::min(2 * size, most);
+  }
+  // A peer may never come: the group's end, or our patience, ends the wait.
+  SY_ASSIGN_OR_RETURN(const std::unique_ptr<StreamMark> done,
+                      step_device_->MakeMark());
+  SY_RETURN_IF_ERROR(done->Set());
+  const SteadyTime start = SteadyNow();
+  while (true) {
+    SY_RETURN_IF_ERROR(collective_->health());
+    SY_ASSIGN_OR_RETURN(const bool reached, done->Reached());
+    if (reached) return collective_->health();
+    if (Since(start) > kWarmTimeout) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("rank ", group_->rank(), " waited ",
+                       absl::FormatDuration(kWarmTimeout),
+                       " for its peers' part in the first sums of the group"));
+    }
+    absl::SleepFor(absl::Milliseconds(1));
+  }
 }
 
 absl::Status Executor::LoadModel(const v1::ConfigureRequest& request,

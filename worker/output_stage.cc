@@ -12,9 +12,6 @@
 namespace switchyard {
 namespace {
 
-// Prompt rows whose logits are computed at once, at least.
-constexpr int64_t kMinSlabRows = 64;
-
 // Both ends of a step's log-probabilities have the same layout: fields of
 // 4 bytes, one behind the other.
 template <typename T>

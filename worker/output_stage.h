@@ -140,6 +140,8 @@ class OutputStage {
   const int32_t* last_tokens() const {
     return reinterpret_cast<const int32_t*>(last_tokens_.get());
   }
+  // Prompt rows whose logits are computed at once, at least.
+  static constexpr int64_t kMinSlabRows = 64;
   // Rows of logits computed at once: all samples, prompts in slabs.
   int64_t max_logits_rows() const { return max_logits_rows_; }
   // Workspace that a step takes here besides the model's.
