@@ -17,6 +17,7 @@
 #include "worker/peer_agreement.h"
 #include "worker/peer_collective.h"
 #include "worker/peer_reduce.h"
+#include "worker/peer_reduce_norm.h"
 
 namespace switchyard {
 namespace {

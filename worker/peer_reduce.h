@@ -42,7 +42,6 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "kernels/rms_norm.h"
 #include "worker/collective.h"
 #include "worker/peer_form.h"
 
@@ -50,9 +49,6 @@ namespace switchyard {
 
 inline constexpr int kMaxPeerRanks = 8;
 inline constexpr int kMaxPeerBlocks = 264;
-// Blocks of LaunchPeerReduceNorm. One may fill an SM, and all are to run at
-// once: they wait for the peers', whatever order each GPU starts them in.
-inline constexpr int kMaxPeerNormRows = 64;
 inline constexpr uint32_t kEmptyWord = 0xffffffffu;
 
 // Of one rank, in its device memory. Zero before the first message.
@@ -95,23 +91,6 @@ struct PeerShape {
 absl::Status LaunchPeerReduce(const PeerBuffers& buffers, void* x,
                               int64_t num_elements, CollectiveType type,
                               cudaStream_t stream, PeerShape shape = {});
-
-// Whether LaunchPeerReduceNorm has a kernel for args: rows of whole units of
-// 8 columns, at most 8192, at most kMaxPeerNormRows of them, and a delta in
-// fp32 that is a message. By types and shapes alone.
-bool CanReduceNorm(const PeerBuffers& buffers, const AddRmsNormArgs& args);
-
-// AddRmsNorm(args) with the sum over ranks of args.delta, which itself stays as
-// it is: the bits of LaunchPeerReduce and AddRmsNorm one after the other. A
-// message like any other, of the rows of out; calls of the two may alternate as
-// they like. A block of a row sends it, or the peers' shares of it, waits for
-// the peers' and goes on with the sum in registers.
-// REQUIRES: CanReduceNorm(buffers, args); matrices, rows and weight begin on 16
-// bytes; the maps are not written by kernels of the step (cuda_common.h).
-absl::Status LaunchPeerReduceNorm(const PeerBuffers& buffers,
-                                  const AddRmsNormArgs& args,
-                                  cudaStream_t stream,
-                                  PeerForm form = PeerForm::kBySize);
 
 }  // namespace switchyard
 

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -102,6 +103,24 @@ class PeerRanksTest : public testing::TestWithParam<int> {
                    4, cudaMemcpyDeviceToHost),
         cudaSuccess);
     return word;
+  }
+  // Returns once rank 0 has sent rank 1 a sum there. It has none from its peers.
+  void AwaitSumOfRank0(uint32_t turn, int64_t offset) {
+    const auto start = std::chrono::steady_clock::now();
+    while (FirstWordFromRank0(turn, offset) == kEmptyWord) {
+      ASSERT_LT(std::chrono::steady_clock::now() - start,
+                std::chrono::seconds(10));
+    }
+  }
+  // The rank has been given messages in which no peer takes part, so that they
+  // are not done whenever this is asked.
+  void ExpectThatStoppingEnds(PeerRank& rank) {
+    ASSERT_EQ(cudaStreamQuery(rank.stream), cudaErrorNotReady);
+    const auto start = std::chrono::steady_clock::now();
+    __atomic_store_n(rank.stop, 1u, __ATOMIC_RELEASE);
+    ASSERT_CUDA(cudaStreamSynchronize(rank.stream));
+    EXPECT_LT(std::chrono::steady_clock::now() - start,
+              std::chrono::seconds(1));
   }
   // Messages that rank 0 has been part of.
   uint32_t TurnOfRank0() {
