@@ -71,6 +71,11 @@ class WorkerGroupTest : public testing::Test {
 
   void StartGroup(int world_size) {
     StartWorkers(world_size);
+    JoinGroup();
+  }
+
+  // Of the workers that run.
+  void JoinGroup() {
     auto group = WorkerGroup::Start(options_);
     ASSERT_TRUE(group.ok()) << group.status();
     group_ = *std::move(group);

@@ -83,13 +83,7 @@ class WorkerProcessTest : public WorkerGroupTest {
       processes_.push_back(std::make_unique<WorkerProcess>(flags));
       options_.addresses.push_back(processes_.back()->address());
     }
-    auto group = WorkerGroup::Start(options_);
-    ASSERT_TRUE(group.ok()) << group.status();
-    group_ = *std::move(group);
-    group_->SetFailureCallback([this](const absl::Status& why) {
-      failure_ = why;
-      failed_.Notify();
-    });
+    JoinGroup();
   }
 
   std::vector<std::unique_ptr<WorkerProcess>> processes_;

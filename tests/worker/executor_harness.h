@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/device.h"
@@ -24,6 +25,33 @@
 #include "worker/step_device.h"
 
 namespace switchyard {
+
+// A device's own StepDevice, to be changed in parts by whoever inherits it.
+class StepDeviceAsItIs : public StepDevice {
+ public:
+  explicit StepDeviceAsItIs(Device* device) : own_(MakeStepDevice(device)) {}
+
+  absl::StatusOr<std::unique_ptr<StreamMark>> MakeMark() override {
+    return own_->MakeMark();
+  }
+  absl::StatusOr<std::unique_ptr<SideStream>> MakeSideStream() override {
+    return own_->MakeSideStream();
+  }
+  bool has_graphs() const override { return own_->has_graphs(); }
+  absl::StatusOr<std::unique_ptr<StepGraph>> Record(
+      absl::FunctionRef<absl::Status()> launch) override {
+    return own_->Record(launch);
+  }
+  absl::Status FetchTokens(const FetchTokensArgs& args) override {
+    return own_->FetchTokens(args);
+  }
+  absl::Status StoreTokens(const StoreTokensArgs& args) override {
+    return own_->StoreTokens(args);
+  }
+
+ private:
+  const std::unique_ptr<StepDevice> own_;
+};
 
 struct HarnessOptions {
   std::string model_dir;

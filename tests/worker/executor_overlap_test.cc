@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "gtest/gtest.h"
@@ -66,31 +65,16 @@ class LateStream final : public SideStream {
 };
 
 // The CPU's, but with a stream beside its own.
-class TwoStreamDevice final : public StepDevice {
+class TwoStreamDevice final : public StepDeviceAsItIs {
  public:
   TwoStreamDevice(Device* device, size_t* most_pending)
-      : own_(MakeStepDevice(device)), most_pending_(most_pending) {}
+      : StepDeviceAsItIs(device), most_pending_(most_pending) {}
 
-  absl::StatusOr<std::unique_ptr<StreamMark>> MakeMark() override {
-    return own_->MakeMark();
-  }
   absl::StatusOr<std::unique_ptr<SideStream>> MakeSideStream() override {
     return std::make_unique<LateStream>(most_pending_);
   }
-  bool has_graphs() const override { return false; }
-  absl::StatusOr<std::unique_ptr<StepGraph>> Record(
-      absl::FunctionRef<absl::Status()> launch) override {
-    return own_->Record(launch);
-  }
-  absl::Status FetchTokens(const FetchTokensArgs& args) override {
-    return own_->FetchTokens(args);
-  }
-  absl::Status StoreTokens(const StoreTokensArgs& args) override {
-    return own_->StoreTokens(args);
-  }
 
  private:
-  const std::unique_ptr<StepDevice> own_;
   size_t* const most_pending_;
 };
 

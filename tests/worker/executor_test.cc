@@ -80,32 +80,19 @@ TEST(ExecutorTest, MixedPlacementsEqualSoloRuns) {
 }
 
 // The CPU's, but it claims to record graphs, and never can.
-class GraphlessStepDevice final : public StepDevice {
+class GraphlessStepDevice final : public StepDeviceAsItIs {
  public:
   GraphlessStepDevice(Device* device, absl::Status why, int* num_tries)
-      : own_(MakeStepDevice(device)), why_(std::move(why)), tries_(num_tries) {}
+      : StepDeviceAsItIs(device), why_(std::move(why)), tries_(num_tries) {}
 
-  absl::StatusOr<std::unique_ptr<StreamMark>> MakeMark() override {
-    return own_->MakeMark();
-  }
-  absl::StatusOr<std::unique_ptr<SideStream>> MakeSideStream() override {
-    return own_->MakeSideStream();
-  }
   bool has_graphs() const override { return true; }
   absl::StatusOr<std::unique_ptr<StepGraph>> Record(
       absl::FunctionRef<absl::Status()>) override {
     ++*tries_;
     return why_;
   }
-  absl::Status FetchTokens(const FetchTokensArgs& args) override {
-    return own_->FetchTokens(args);
-  }
-  absl::Status StoreTokens(const StoreTokensArgs& args) override {
-    return own_->StoreTokens(args);
-  }
 
  private:
-  const std::unique_ptr<StepDevice> own_;
   const absl::Status why_;
   int* const tries_;
 };
