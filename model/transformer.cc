@@ -110,10 +110,9 @@ class Transformer::Part {
                     AddRmsNormArgs args, bool has_delta) {
     args.residual = residual_;
     args.out = x_;
-    if (!has_delta) return AddRmsNorm(context, args);
-    args.delta = delta_;
+    if (has_delta) args.delta = delta_;
     if (alone_) return group.AllReduceAddRmsNorm(context, args);
-    SY_RETURN_IF_ERROR(group.AwaitSum(sum_));
+    if (has_delta) SY_RETURN_IF_ERROR(group.AwaitSum(sum_));
     return AddRmsNorm(context, args);
   }
 

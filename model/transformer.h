@@ -60,13 +60,13 @@ class Transformer {
   // advance by their new rows. The result lives in the workspace until the
   // caller rewinds it.
   //
-  // A batch may come in parts, whose rows follow each other, and of which a
-  // later one may go on with sequences of one before it: they go through each
-  // layer one after another, and the sums over ranks of one run beside the
-  // products of the next.
+  // It may come in parts, a batch each, whose rows follow each other, and of
+  // which a later one may go on with sequences of one before it: they go
+  // through each layer one after another, and the sums over ranks of one run
+  // beside the products of the next.
   absl::StatusOr<HiddenState> Forward(
       const OpContext& context, RankGroup& group,
-      absl::Span<const ForwardBatch> parts) const;
+      absl::Span<const ForwardBatch> batches) const;
 
   // logits [num_rows, vocab] fp32 = those of the hidden rows `rows` (on the
   // device, no row twice). Completes these rows of the residual: a row may be
